@@ -1,0 +1,1 @@
+"""thrifty: give a network a budget; it learns what to keep."""

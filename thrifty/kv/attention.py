@@ -1,0 +1,111 @@
+"""The attention function that transformers calls; it attends on codes where the keys came from a compressed cache.
+
+The keys that a `CompressedLayer` returns carry the layer itself, so nothing is global and two models in one process
+cannot disturb each other. Without such keys the function is PyTorch's scaled dot product attention.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from jaxtyping import Bool
+from torch import Tensor
+from transformers import AttentionInterface, PreTrainedModel
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
+
+from thrifty.errors import ModelError
+
+if TYPE_CHECKING:
+    from thrifty.kv.cache import CompressedLayer
+
+NAME = "thrifty"
+_LAYER = "_thrifty_layer"
+_REAL = "_thrifty_real"
+
+
+def prepare(model: PreTrainedModel) -> None:
+    """Let `model` attend through thrifty. Raises `ModelError` where its code does not allow that."""
+    if model.config.is_encoder_decoder:
+        raise ModelError(f"{type(model).__name__} is an encoder-decoder; give a causal language model")
+    AttentionInterface.register(NAME, attend)
+    AttentionMaskInterface.register(NAME, sdpa_mask)
+    if model.config._attn_implementation != NAME:
+        if not model._can_set_attn_implementation():
+            raise ModelError(f"{type(model).__name__} does not let its attention be exchanged; use another model")
+        model.set_attn_implementation(NAME)
+
+
+def mark(k: Tensor, layer: "CompressedLayer") -> None:
+    """Note on new keys which layer they belong to."""
+    setattr(k, _LAYER, layer)
+
+
+def attend(
+    module: torch.nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """transformers' attention interface: query [rows, q_heads, new, d] to (output [rows, new, q_heads, d], None)."""
+    layer: CompressedLayer | None = getattr(key, _LAYER, None)
+    if layer is None:
+        return sdpa_attention_forward(
+            module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
+        )
+    _refuse_unsupported(module, query, value, dropout, kwargs)
+    real = real_tokens(attention_mask, layer, query.shape[2])
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    mixed = layer.attend(query, key, value, real, scale)
+    return mixed.transpose(1, 2).contiguous(), None
+
+
+def real_tokens(mask: Tensor | None, layer: "CompressedLayer", new: int) -> Bool[Tensor, "rows new"] | None:
+    """Which of the new tokens are no padding, from transformers' mask [rows, 1, new, positions]; None if all are.
+
+    Raises `ModelError` for a mask that is not causal with padding, or that hides tokens already stored.
+    """
+    if mask is None:
+        return None
+    known = getattr(mask, _REAL, None)
+    if known is None:
+        known = _padding_of(mask)
+        setattr(mask, _REAL, known)
+    past = known[:, : known.shape[1] - new]
+    stored = torch.ones_like(past) if layer.real is None else layer.real.to(past.device)
+    if past.shape != stored.shape or not torch.equal(past.expand_as(stored), stored):
+        raise ModelError(
+            "the attention mask hides or shows other past tokens than when they were stored; "
+            "pass the mask of the whole conversation, padding included"
+        )
+    fresh = known[:, known.shape[1] - new :]
+    return None if bool(fresh.all()) and layer.real is None else fresh.expand(layer.batch_size, new)
+
+
+def _padding_of(mask: Tensor) -> Bool[Tensor, "rows positions"]:
+    if mask.ndim != 4 or mask.dtype != torch.bool or mask.shape[1] != 1:
+        raise ModelError(
+            f"an attention mask of shape {list(mask.shape)} and type {mask.dtype} was given to a compressed cache; "
+            "give a mask of rows by positions (1 for tokens, 0 for padding)"
+        )
+    queries, positions = mask.shape[2:]
+    padding = mask[:, 0, -1]
+    causal = torch.ones(queries, positions, dtype=torch.bool, device=mask.device).tril(positions - queries)
+    if queries > 1 and not torch.equal(mask[:, 0], causal & padding[:, None]):
+        raise ModelError("a compressed cache supports causal masks with padding only; this one hides other tokens")
+    return padding
+
+
+def _refuse_unsupported(module: torch.nn.Module, query: Tensor, value: Tensor, dropout: float, kwargs: dict) -> None:
+    wanted = [name for name in ("softcap", "s_aux", "position_bias", "cache") if kwargs.get(name) is not None]
+    wanted += ["output_attentions"] if kwargs.get("output_attentions") else []
+    wanted += ["attention dropout"] if dropout else []
+    wanted += ["values of another width than keys"] if value.shape[-1] != query.shape[-1] else []
+    wanted += ["attention that is not causal"] if not getattr(module, "is_causal", True) else []
+    if kwargs.get("is_causal") is False:
+        wanted.append("attention that is not causal")
+    if wanted:
+        raise ModelError(f"{type(module).__name__} needs {', '.join(wanted)}; a compressed cache does not support that")

@@ -1,0 +1,1 @@
+"""Ways to hold keys and values; one file each."""

@@ -1,0 +1,208 @@
+"""HACK: attention on the codes of a quantised cache (arXiv 2502.03589; ATC 2026).
+
+Two layouts are published under the name. `atc`, of the released code: keys are coded per channel over blocks of
+`partition` tokens, values per token over groups of channels, four sinks and the open block stay in 16 bits, rounding
+is to nearest. `v1`, of the arXiv paper: keys per token over groups of channels (closed at once), values per channel
+over blocks of tokens with a 16-bit open block, no sinks, stochastic rounding.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from einops import rearrange, reduce
+from jaxtyping import Float
+from torch import Tensor
+
+from thrifty import settings
+from thrifty.errors import SettingError
+from thrifty.kv import dense, homomorphic
+from thrifty.kv.blocks import Blocks, Coded, HeadShape
+from thrifty.kv.quantise import pack, position_noise, quantise, unpack
+
+Bits = Literal[2, 3, 4, 8]
+Operands = tuple[Tensor, Tensor, Tensor, Tensor | None]
+
+
+@dataclass(frozen=True)
+class Hack:
+    """Codes of `k_bits` and `v_bits`, and attention computed on them.
+
+    A block closes when the token after it arrives, so the newest token always sees its own block in 16 bits
+    (requantisation elimination: a value is quantised once). `qp_bits=8` quantises queries and weights too, as
+    published; `exact` leaves them in float32. `summation_elimination=False` stores no sums and adds the codes up at
+    each call. `None` stands for what the layout was published with. The error of a restored value is at most half
+    a scale (one scale when stochastic) plus the rounding of low and scale to `dtype`.
+    """
+
+    layout: Literal["atc", "v1"] = "atc"
+    k_bits: Bits = 2
+    v_bits: Bits = 2
+    partition: Literal[32, 64, 128] = 64
+    rounding: Literal["nearest", "stochastic"] | None = None
+    sinks: int | None = None
+    qp_bits: Literal[8, "exact"] = 8
+    summation_elimination: bool = True
+    dtype: Literal["auto", "bfloat16", "float16"] = "auto"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Fill in what the layout was published with; refuse values that do not exist."""
+        is_atc = self.layout == "atc"
+        if self.rounding is None:
+            object.__setattr__(self, "rounding", "nearest" if is_atc else "stochastic")
+        if self.sinks is None:
+            object.__setattr__(self, "sinks", 4 if is_atc else 0)
+        settings.check(self)
+        if self.num_sinks < 0:
+            raise SettingError(f"Hack: sinks={self.sinks}; use 0 or more")
+
+    @property
+    def num_sinks(self) -> int:
+        """Tokens at the start of a row that stay in 16 bits."""
+        return self.sinks or 0
+
+    def closed(self, num_tokens: int) -> tuple[int, int]:
+        """All full blocks but the one of the newest token; keys of layout v1 at once."""
+        after = max(0, num_tokens - self.num_sinks)
+        blocks = max(0, after - 1) // self.partition * self.partition
+        return (blocks if self.layout == "atc" else after), blocks
+
+    def dense_dtype(self, model_dtype: torch.dtype) -> torch.dtype:
+        """`dtype`; with auto the model's own where it has 16 bits, else bfloat16."""
+        if self.dtype == "auto":
+            return model_dtype if model_dtype.itemsize == 2 else torch.bfloat16
+        return getattr(torch, self.dtype)
+
+    def check(self, head_dim: int) -> None:
+        """Heads must split into channel groups of a multiple of 16."""
+        if head_dim % 16:
+            raise SettingError(f"Hack: heads of {head_dim} channels; a multiple of 16 is needed")
+
+    def encode_k(self, k: Float[Tensor, "rows heads tokens d"], start: int) -> Coded:
+        """Keys: per channel and block (atc) or per token and channel group (v1)."""
+        if self.layout == "atc":
+            return self._encode_by_channel(k, self.k_bits, start, self.seed, sum_over="channels")
+        return self._encode_by_token(k, self.k_bits, start, self.seed, unit=1, sum_over="channels")
+
+    def encode_v(self, v: Float[Tensor, "rows heads tokens d"], start: int) -> Coded:
+        """Values: per token and channel group (atc) or per channel and block (v1)."""
+        if self.layout == "atc":
+            return self._encode_by_token(v, self.v_bits, start, self.seed + 1, unit=self.partition, sum_over="tokens")
+        return self._encode_by_channel(v, self.v_bits, start, self.seed + 1, sum_over="tokens")
+
+    def restore_k(self, coded: Coded) -> Float[Tensor, "rows heads tokens d"]:
+        """scale * code + low."""
+        return self._restore(coded, self.k_bits, by_channel=self.layout == "atc")
+
+    def restore_v(self, coded: Coded) -> Float[Tensor, "rows heads tokens d"]:
+        """scale * code + low."""
+        return self._restore(coded, self.v_bits, by_channel=self.layout == "v1")
+
+    def attend(self, q: Float[Tensor, "rows q_heads queries d"], blocks: Blocks, scale: float) -> Tensor:
+        """One softmax over sinks, codes and open block; the codes enter both products as they are."""
+        query = dense.stack_queries(q, blocks.k.open.shape[1])
+        logits = [dense.scores(query, blocks.k.sinks), dense.scores(query, blocks.k.open)]
+        if blocks.k.closed:
+            logits.insert(1, self._scores(query, blocks.k.closed))
+        weights = dense.causal_softmax(torch.cat(logits, -1) * scale, q.shape[2])
+        sinks, closed, opened = weights.split(blocks.v.lengths, -1)
+        mixed = dense.mix(sinks, blocks.v.sinks) + dense.mix(opened, blocks.v.open)
+        if blocks.v.closed:
+            mixed = mixed + self._mix(closed, blocks.v.closed)
+        return dense.unstack_queries(mixed, q)
+
+    def bytes_per_token(self, shape: HeadShape, num_tokens: int) -> float:
+        """Codes, scale and low in 16 bits, sums, sinks and open block."""
+        closed_k, closed_v = self.closed(num_tokens)
+        dense_tokens = 2 * num_tokens - closed_k - closed_v
+        groups = shape.head_dim // self._group(shape.head_dim)
+        by_block, by_token = shape.head_dim / self.partition, groups
+        k_scales, v_scales = (by_block, by_token) if self.layout == "atc" else (by_token, by_block)
+        k_sums, v_sums = groups * self._sum_bytes("k", shape.head_dim), by_block * self._sum_bytes("v", shape.head_dim)
+        k = shape.head_dim * self.k_bits / 8 + 4 * k_scales + k_sums
+        v = shape.head_dim * self.v_bits / 8 + 4 * v_scales + v_sums
+        held = closed_k * k + closed_v * v + dense_tokens * shape.head_dim * 2
+        return shape.kv_heads * held / num_tokens
+
+    def _group(self, head_dim: int) -> int:
+        """Channels of a group: the largest multiple of 16 up to `partition` that divides a head."""
+        return max(size for size in range(16, min(self.partition, head_dim) + 1, 16) if head_dim % size == 0)
+
+    def _sum_bytes(self, side: str, head_dim: int) -> int:
+        if not self.summation_elimination:
+            return 0
+        size, bits = (self._group(head_dim), self.k_bits) if side == "k" else (self.partition, self.v_bits)
+        return _sum_dtype(size, bits).itemsize
+
+    def _blocked(self, x: Tensor, start: int, seed: int, shape: str, **sizes: int) -> tuple[Tensor, Tensor | None]:
+        """`x` and the noise of its rounding, cut into blocks."""
+        if self.rounding == "nearest":
+            return rearrange(x, shape, **sizes), None
+        noise = position_noise(x.shape, start, seed, x.device).expand(x.shape)
+        return rearrange(x, shape, **sizes), rearrange(noise, shape, **sizes)
+
+    def _encode_by_channel(self, x: Tensor, bits: int, start: int, seed: int, sum_over: str) -> Coded:
+        blocked, noise = self._blocked(x, start, seed, "r h (b t) c -> r h b t c", t=self.partition)
+        codes, scale, low = quantise(blocked, bits, -2, self.dense_dtype(x.dtype), noise)
+        tensors = {"codes": pack(codes, bits), "scale": scale.squeeze(-2), "low": low.squeeze(-2)}
+        return Coded(self.partition, tensors | self._sums(codes, bits, sum_over))
+
+    def _encode_by_token(self, x: Tensor, bits: int, start: int, seed: int, unit: int, sum_over: str) -> Coded:
+        group = self._group(x.shape[-1])
+        blocked, noise = self._blocked(x, start, seed, "r h (b t) (g c) -> r h b t g c", t=unit, c=group)
+        codes, scale, low = quantise(blocked, bits, -1, self.dense_dtype(x.dtype), noise)
+        codes = codes.flatten(-2)
+        tensors = {"codes": pack(codes, bits), "scale": scale.squeeze(-1), "low": low.squeeze(-1)}
+        return Coded(unit, tensors | self._sums(codes, bits, sum_over))
+
+    def _sums(self, codes: Tensor, bits: int, sum_over: str) -> dict[str, Tensor]:
+        """Sums of codes over the axis that the products contract: channels for keys, tokens for values."""
+        if not self.summation_elimination:
+            return {}
+        if sum_over == "channels":
+            group = self._group(codes.shape[-1])
+            sums, size = reduce(codes.int(), "r h b t (g c) -> r h b t g", "sum", c=group), group
+        else:
+            sums, size = reduce(codes.int(), "r h b t d -> r h b d", "sum"), codes.shape[-2]
+        return {"sums": sums.to(_sum_dtype(size, bits))}
+
+    def _codes(self, coded: Coded, bits: int) -> Tensor:
+        codes = unpack(coded["codes"], bits).float()
+        return rearrange(codes, "r h b t (g c) -> r h b t g c", c=self._group(codes.shape[-1]))
+
+    def _restore(self, coded: Coded, bits: int, by_channel: bool) -> Tensor:
+        codes = self._codes(coded, bits)
+        scale, low = (self._by_group(coded[name].float(), by_channel) for name in ("scale", "low"))
+        scale, low = (x.unsqueeze(3) if by_channel else x.unsqueeze(-1) for x in (scale, low))
+        return rearrange(codes * scale + low, "r h b t g c -> r h (b t) (g c)")
+
+    def _by_group(self, x: Tensor, by_channel: bool) -> Tensor:
+        return rearrange(x, "r h b (g c) -> r h b g c", c=self._group(x.shape[-1])) if by_channel else x
+
+    def _operands(self, coded: Coded, bits: int, by_channel: bool, sums_by_channel: bool) -> Operands:
+        scale, low = (self._by_group(coded[name].float(), by_channel) for name in ("scale", "low"))
+        sums = coded.tensors.get("sums")
+        sums = None if sums is None else self._by_group(sums.float(), sums_by_channel)
+        return self._codes(coded, bits), scale, low, sums
+
+    def _scores(self, query: Float[Tensor, "rows heads stacked d"], coded: Coded) -> Tensor:
+        by_channel = self.layout == "atc"
+        product = homomorphic.scores_by_channel if by_channel else homomorphic.scores_by_token
+        operands = self._operands(coded, self.k_bits, by_channel, sums_by_channel=False)
+        grouped = rearrange(query, "r h q (g c) -> r h q g c", c=self._group(query.shape[-1]))
+        scores = product(grouped, *operands, exact=self.qp_bits == "exact")
+        return rearrange(scores, "r h q b t -> r h q (b t)")
+
+    def _mix(self, weights: Float[Tensor, "rows heads stacked tokens"], coded: Coded) -> Tensor:
+        by_channel = self.layout == "v1"
+        product = homomorphic.mix_by_channel if by_channel else homomorphic.mix_by_token
+        operands = self._operands(coded, self.v_bits, by_channel, sums_by_channel=True)
+        blocked = rearrange(weights, "r h q (b t) -> r h q b t", t=self.partition)
+        mixed = product(blocked, *operands, exact=self.qp_bits == "exact")
+        return rearrange(mixed, "r h q g c -> r h q (g c)")
+
+
+def _sum_dtype(size: int, bits: int) -> torch.dtype:
+    """The smallest type that holds the sum of `size` codes."""
+    return torch.uint8 if size * (2**bits - 1) <= 255 else torch.int16

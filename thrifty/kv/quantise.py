@@ -1,0 +1,87 @@
+"""Affine quantisation along one axis, and codes packed into bytes.
+
+A code stands for `scale * code + low`; nothing else is ever stored for a value, which is what lets attention be
+computed on the codes themselves (see `thrifty.kv.homomorphic`).
+"""
+
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor
+
+
+def quantise(
+    x: Tensor, bits: int, dim: int, dtype: torch.dtype, noise: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Quantise `x` to integers 0 .. 2**bits - 1 with one scale and one low along `dim`.
+
+    scale and low are rounded to `dtype` first and the codes are chosen for the rounded pair, so a reader of the
+    stored tensors restores exactly what the writer meant. Codes are nearest, or stochastic where `noise` in [0, 1)
+    of the shape of `x` is given (Gupta et al., 2015: floor(y + noise)).
+
+    Returns (codes as uint8, scale, low), the latter two with `dim` of size 1. The error of a value is at most
+    scale / 2 (scale when stochastic), plus the rounding of low and of the range to `dtype`.
+    """
+    levels = 2**bits - 1
+    x = x.float()
+    low = x.amin(dim, keepdim=True)
+    scale = (x.amax(dim, keepdim=True) - low) / levels
+    low, scale = low.to(dtype), scale.to(dtype)
+    scale = torch.where(scale == 0, torch.ones_like(scale), scale)
+    steps = (x - low.float()) / scale.float()
+    steps = steps.round() if noise is None else (steps + noise).floor()
+    return steps.clamp(0, levels).to(torch.uint8), scale, low
+
+
+def quantise_operand(x: Float[Tensor, "..."], dim: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Quantise a query or a row of attention weights to 8 bits along `dim`; scale and low stay float32.
+
+    The codes come back as float32 numbers that are whole: products with other codes then stay exact in float32
+    as long as a sum is below 2**24, which partitions of up to 256 keep.
+    """
+    low = x.amin(dim, keepdim=True)
+    scale = ((x.amax(dim, keepdim=True) - low) / 255).clamp_min(torch.finfo(torch.float32).tiny)
+    return ((x - low) / scale).round_(), scale, low
+
+
+def pack(codes: UInt8[Tensor, "... values"], bits: int) -> UInt8[Tensor, "... bytes"]:
+    """Pack codes along the last axis, a multiple of 8 long, into `bits` / 8 bytes each.
+
+    Code i of 1, 2 or 4 bits starts at bit `bits * i` (little-endian). Three bits are two planes, all the two low bits
+    and then all the high ones, so that one shift and one mask unpack any width.
+    """
+    if bits == 8:
+        return codes.contiguous()
+    if bits == 3:
+        return torch.cat([pack(codes & 3, 2), pack(codes >> 2, 1)], -1)
+    fields = codes.unflatten(-1, (-1, 8 // bits))
+    packed = fields[..., 0].clone()
+    for index in range(1, 8 // bits):
+        packed |= fields[..., index] << (bits * index)
+    return packed
+
+
+def unpack(packed: UInt8[Tensor, "... bytes"], bits: int) -> UInt8[Tensor, "... values"]:
+    """The inverse of `pack`."""
+    if bits == 8:
+        return packed
+    if bits == 3:
+        low, high = packed.split([packed.shape[-1] // 3 * 2, packed.shape[-1] // 3], -1)
+        return unpack(low, 2) | (unpack(high, 1) << 2)
+    shifts = torch.arange(0, 8, bits, dtype=torch.uint8, device=packed.device)
+    return ((packed.unsqueeze(-1) >> shifts) & (2**bits - 1)).flatten(-2)
+
+
+def position_noise(shape: torch.Size, start: int, seed: int, device: torch.device) -> Float[Tensor, "heads tokens d"]:
+    """Noise in [0, 1) that depends on seed, head, absolute token position and channel, and on nothing else.
+
+    A token gets the same noise whether it comes alone, in a chunk, or in another row of a batch, so appending one
+    by one equals encoding at once. `shape` is [rows, heads, tokens, d]; the result is shared by the rows.
+    """
+    _, heads, tokens, width = shape
+    head = torch.arange(heads, device=device).view(-1, 1, 1)
+    token = torch.arange(start, start + tokens, device=device).view(1, -1, 1)
+    channel = torch.arange(width, device=device).view(1, 1, -1)
+    value = (token * 0x9E3779B1 + head * 0x85EBCA77 + channel * 0xC2B2AE3D + seed * 0x27D4EB2F) & 0xFFFFFFFF
+    for multiplier in (0x7FEB352D, 0x846CA68B):
+        value = ((value ^ (value >> 16)) * multiplier) & 0xFFFFFFFF
+    return ((value ^ (value >> 16)) >> 8).float() / 2**24
