@@ -66,6 +66,11 @@ def find(name: str) -> tuple[Path, ...]:
     return tuple(path for path in paths.values() if path is not None)
 
 
+def is_here(name: str) -> bool:
+    """Whether every file of the data set `name` is on this machine; their contents are not read."""
+    return all(_locate(file) is not None for file in _named(name).files)
+
+
 def check(name: str) -> DataStatus:
     """Return which files of the data set `name` are here, and whether their SHA-256 is right; reads them whole."""
     paths = [(file, _locate(file)) for file in _named(name).files]

@@ -37,12 +37,17 @@ def write_text(path: Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
-def fresh_folder(path: Path, overwrite: bool = False) -> Path:
-    """Return `path` as a folder that may be written to; an existing one with files in it needs `overwrite`."""
+def check_folder(path: Path, overwrite: bool = False) -> None:
+    """Raise `OutputError` where `fresh_folder` would: a file in the way, or a folder with files and no `overwrite`."""
     if path.exists() and not path.is_dir():
         raise OutputError(f"{path} is a file; name a folder")
     if path.exists() and any(path.iterdir()) and not overwrite:
         raise OutputError(f"{path} already holds files; name another folder or add --overwrite")
+
+
+def fresh_folder(path: Path, overwrite: bool = False) -> Path:
+    """Return `path` as a folder that may be written to; an existing one with files in it needs `overwrite`."""
+    check_folder(path, overwrite)
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:

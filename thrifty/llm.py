@@ -117,8 +117,7 @@ def _load(folder: Path, config: dict[str, Any], dtype: str, device: str) -> tupl
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         kind = config.get("model_type")
         raise ModelError(f"cannot load {folder} (model type {kind}) as a causal language model: {first}") from error
-    model.to(torch.device(device))
-    return model.eval(), tokenizer
+    return torch.nn.Module.to(model, torch.device(device)).eval(), tokenizer
 
 
 def _smollm2() -> Path:

@@ -128,7 +128,9 @@ class Report:
             word = max(map(len, column.heading.split(" ")))
             longer = range(word, len(column.heading))
             title = next((size for size in longer if len(textwrap.wrap(column.heading, size or 1)) < 3), word)
-            needed.append(max([title, *(len(row[number][0]) for row in cells)]))
+            longest = max((len(row[number][0]) for row in cells), default=0)
+            is_prose = number > 0 and not self.is_number(column)  # prose may take several lines
+            needed.append(max(title, min(longest, 24) if is_prose else longest))
         for group in _fitting(needed, width):
             table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold", pad_edge=False)
             for number in group:

@@ -161,6 +161,12 @@ class CompressedLayer(CacheLayerMixin):
         """Forget everything."""
         self.__init__(self.codec, self.prefill)
 
+    def restored(self, real: Tensor | None, positions: int, num_rows: int) -> None:
+        """Go on from blocks that were put into `groups`: `real` positions, their number, and the batch size."""
+        first = self.groups[0].blocks.k.open
+        self.real, self.positions, self.batch_size = real, positions, num_rows
+        self.dtype, self.device, self.is_initialized = first.dtype, first.device, True
+
     def reorder_cache(self, beam_idx: Tensor) -> None:
         """Row i becomes what row `beam_idx[i]` was."""
         self.batch_select_indices(beam_idx)
@@ -275,13 +281,16 @@ class CompressedCache(Cache):
 
     @staticmethod
     def of(
-        model: PreTrainedModel, codec: Codec | list[Codec], prefill: Prefill = "exact", prepare: bool = True
+        model: PreTrainedModel,
+        codec: Codec | list[Codec | None],
+        prefill: Prefill = "exact",
+        prepare: bool = True,
     ) -> "CompressedCache":
         """A cache for `model`: one codec for all full-attention layers, or a list with one for each layer.
 
-        Sliding-window layers keep the cache that transformers gives them. With `prepare` the model's attention is
-        set to thrifty's, which is PyTorch's own wherever no compressed cache is in use. Raises `ModelError` naming
-        what is not supported.
+        Sliding-window layers, and layers whose codec is None, keep the cache that transformers gives them. With
+        `prepare` the model's attention is set to thrifty's, which is PyTorch's own wherever no compressed cache is
+        in use. Raises `ModelError` naming what is not supported.
         """
         config = model.config.get_text_config(decoder=True)
         kinds, arguments = get_layer_types_and_kwargs(config)
@@ -292,9 +301,9 @@ class CompressedCache(Cache):
             attention.prepare(model)
         layers = []
         for kind, argument, one in zip(kinds, arguments, codecs, strict=True):
-            if kind == "full_attention":
+            if kind == "full_attention" and one is not None:
                 layers.append(CompressedLayer(one, prefill))
-            elif kind in ("sliding_attention", "chunked_attention", "dummy"):
+            elif kind in ("full_attention", "sliding_attention", "chunked_attention", "dummy"):
                 layers.append(DYNAMIC_LAYER_TYPE_MAPPING[kind](**argument))
             else:
                 raise ModelError(

@@ -3,7 +3,7 @@
 import math
 import statistics
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -93,7 +93,7 @@ class Tally:
 
 @torch.inference_mode()
 def quality(
-    language: LanguageModel, windows: Tensor, caches: dict[str, MakeCache], protocol: Protocol, track: Track = silent
+    language: LanguageModel, windows: Tensor, caches: Mapping[str, MakeCache], protocol: Protocol, track: Track = silent
 ) -> dict[str, dict[str, Any]]:
     """Perplexity, KL divergence and top-1 agreement of each cache, against the plain cache, on the same windows.
 
@@ -131,7 +131,7 @@ def quality(
 
 
 def recall(
-    language: LanguageModel, caches: dict[str, MakeCache], protocol: Protocol, track: Track = silent
+    language: LanguageModel, caches: Mapping[str, MakeCache], protocol: Protocol, track: Track = silent
 ) -> dict[str, dict[str, Any]]:
     """The share of passkeys that the model finds through each cache, next to the plain cache's."""
     tests = [
@@ -157,7 +157,7 @@ def recall(
     }
 
 
-def sizes(language: LanguageModel, caches: dict[str, MakeCache], protocol: Protocol) -> dict[str, dict[str, Any]]:
+def sizes(language: LanguageModel, caches: Mapping[str, MakeCache], protocol: Protocol) -> dict[str, dict[str, Any]]:
     """Bytes per token by context length: real tensors of a filled cache, everything counted, for one sequence.
 
     `bytes_ratio` compares with a bfloat16 cache at `ratio_context` tokens.
@@ -194,7 +194,7 @@ def filled_bytes(cache: Cache, language: LanguageModel, tokens: int) -> int:
 
 @torch.inference_mode()
 def speed(
-    language: LanguageModel, caches: dict[str, MakeCache], protocol: Protocol, track: Track = silent
+    language: LanguageModel, caches: Mapping[str, MakeCache], protocol: Protocol, track: Track = silent
 ) -> dict[str, dict[str, Any]]:
     """Tokens per second of greedy decoding, one sequence, after `speed_context` tokens: 1 / median step.
 

@@ -42,7 +42,9 @@ class Plain:
         """Never called: nothing closes."""
         raise SettingError("Plain has no codes")
 
-    encode_v = encode_k
+    def encode_v(self, v: Tensor, start: int) -> Coded:
+        """Never called: nothing closes."""
+        raise SettingError("Plain has no codes")
 
     def restore_k(self, coded: Coded) -> Tensor:
         """Never called: nothing closes."""
