@@ -50,6 +50,14 @@ def test_until_all_is_written_readers_see_the_old_file(tmp_path: Path) -> None:
     assert path.read_text() == "new"
 
 
+def test_a_reader_that_had_opened_the_old_file_reads_it_to_its_end(tmp_path: Path) -> None:
+    path = tmp_path / "x.txt"
+    write_text(path, "old")
+    with path.open() as reader:
+        write_text(path, "new")
+        assert reader.read() == "old"
+
+
 def test_a_file_is_as_readable_as_any_other(tmp_path: Path) -> None:
     before = os.umask(0o027)
     try:

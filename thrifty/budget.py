@@ -20,7 +20,7 @@ class Budget:
     """At most `limit` of `cost`, in `unit`. The cost must not fall when more is kept."""
 
     cost: Callable[[Keep], Tensor]
-    limit: float
+    limit: float | int
     unit: str
 
     def spent(self, keep: Keep) -> float:
@@ -69,7 +69,7 @@ class Budget:
         return keep_of(least)
 
 
-def read_amount(text: str, whole: float) -> float:
+def read_amount(text: str, whole: float | int) -> float:
     """Read a budget such as `30%`, `0.3` (a share of `whole`), `2M`, `1.5k` or `7000` (an amount).
 
     Raises `SettingError` for anything else, and for an amount that is not above 0 and at most `whole`.

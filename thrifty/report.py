@@ -128,9 +128,8 @@ class Report:
             word = max(map(len, column.heading.split(" ")))
             longer = range(word, len(column.heading))
             title = next((size for size in longer if len(textwrap.wrap(column.heading, size or 1)) < 3), word)
-            longest = max((len(row[number][0]) for row in cells), default=0)
-            is_prose = number > 0 and not self.is_number(column)  # prose may take several lines
-            needed.append(max(title, min(longest, 24) if is_prose else longest))
+            most = 24 if number and not self.is_number(column) else 999  # prose may take several lines
+            needed.append(max([title, *(min(most, len(row[number][0])) for row in cells)]))
         for group in _fitting(needed, width):
             table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold", pad_edge=False)
             for number in group:
@@ -395,7 +394,7 @@ def _cpu() -> str:
 def _gpu() -> str | None:
     ask = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]  # so that torch need not be imported
     try:
-        names = subprocess.run(ask, capture_output=True, text=True, timeout=10, check=True).stdout.splitlines()
+        names = subprocess.run(ask, capture_output=True, text=True, timeout=10, check=True).stdout.split("\n")
     except (OSError, subprocess.SubprocessError):
         return None
     return ", ".join(name.strip() for name in names if name.strip()) or None

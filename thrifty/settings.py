@@ -104,5 +104,5 @@ def _describe(hint: Any) -> str:
     if hint is type(None):
         return "none"
     if typing.get_origin(hint) is tuple:
-        return f"{_describe(typing.get_args(hint)[0])}s with commas between"
+        return f"{_describe(typing.get_args(hint)[0])}, or several with commas between"
     return getattr(hint, "__name__", str(hint))

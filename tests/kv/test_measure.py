@@ -115,13 +115,19 @@ def test_sizes_compare_at_the_longest_context_up_to_the_one_asked_for(reader: La
     protocol = Protocol(contexts=(50, 100, 300, 9999), ratio_context=200)
     row = measure.sizes(reader, caches(reader, "hack"), protocol)["hack"]
     assert row["bytes_ratio_context"] == 100
+    assert row["bytes_ratio"] == row["bytes_per_token"]["100"] / row["bytes_per_token_bf16"]
     assert list(row["bytes_per_token"]) == ["50", "100", "300"]
 
 
-@pytest.mark.xfail(reason="product: max() of nothing where the model reads none of the contexts", raises=ValueError)
-def test_contexts_that_the_model_cannot_read_are_refused(reader: LanguageModel) -> None:
-    with pytest.raises(SettingError):
-        measure.sizes(reader, caches(reader, "hack"), Protocol(contexts=(4096, 8192)))
+def test_where_the_model_reads_none_of_the_contexts_its_longest_is_measured(reader: LanguageModel) -> None:
+    row = measure.sizes(reader, caches(reader, "hack"), Protocol(contexts=(4096, 8192)))["hack"]
+    assert list(row["bytes_per_token"]) == ["2048"]
+    assert row["bytes_ratio_context"] == 2048
+
+
+def test_speed_is_measured_no_further_than_the_model_reads(reader: LanguageModel) -> None:
+    row = measure.speed(reader, caches(reader, "plain"), Protocol(speed_context=9999, speed_tokens=1))["plain"]
+    assert row["speed_context"] == 2047
 
 
 def test_filled_caches_count_their_real_tensors(reader: LanguageModel) -> None:

@@ -27,6 +27,11 @@ def prepare(model: PreTrainedModel) -> None:
     """Let `model` attend through thrifty. Raises `ModelError` where its code does not allow that."""
     if model.config.is_encoder_decoder:
         raise ModelError(f"{type(model).__name__} is an encoder-decoder; give a causal language model")
+    if not (model._supports_sdpa and model._supports_attention_backend):
+        raise ModelError(
+            f"{type(model).__name__} needs an attention of its own (soft caps, learned sinks or the like); "
+            "a compressed cache supports plain scaled dot product attention"
+        )
     AttentionInterface.register(NAME, attend)
     AttentionMaskInterface.register(NAME, sdpa_mask)
     if model.config._attn_implementation != NAME:

@@ -3,8 +3,7 @@
     tokens:   | sinks | closed: codes in units of `unit` tokens | open |
 
 All rows in one `Blocks` have the same number of tokens; rows of different lengths are kept in different `Blocks`
-(see `thrifty.kv.cache`), so a codec never sees padding. Nothing here is changed in place: beams and copies share
-tensors until they differ.
+(see `thrifty.kv.cache`), so a codec never sees padding. Nothing here is changed in place.
 """
 
 from collections.abc import Callable
@@ -107,7 +106,7 @@ class Side:
         num_sinks, num_closed, _ = self.lengths
         after = length - num_sinks
         if after < 0:
-            return replace(self, sinks=self.sinks[:, :, :length].clone(), closed=None, open=self.open[:, :, :0])
+            return replace(self, sinks=self.sinks[:, :, :length].clone(), closed=None, open=self.open[:, :, :0].clone())
         if self.closed is None or after >= num_closed:
             return replace(self, open=self.open[:, :, : after - num_closed].clone())
         whole = after // self.closed.unit * self.closed.unit
@@ -189,8 +188,8 @@ class Blocks:
     @staticmethod
     def empty(k: Tensor, v: Tensor, dtype: torch.dtype) -> "Blocks":
         """No tokens yet; shapes and device as in `k` and `v` [rows, heads, any, d], stored in `dtype`."""
-        sides = [Side(none, None, none) for none in (k[:, :, :0].to(dtype), v[:, :, :0].to(dtype))]
-        return Blocks(*sides)
+        k, v = (x.new_empty(*x.shape[:2], 0, x.shape[-1], dtype=dtype) for x in (k, v))
+        return Blocks(Side(k, None, k), Side(v, None, v))
 
     @property
     def num_tokens(self) -> int:
@@ -211,9 +210,9 @@ class Blocks:
         """Add tokens in 16 bits; close nothing."""
         return Blocks(self.k.append(k, codec.num_sinks), self.v.append(v, codec.num_sinks))
 
-    def close(self, codec: Codec) -> "Blocks":
-        """Turn into codes whatever is due at this length."""
-        due_k, due_v = codec.closed(self.num_tokens)
+    def close(self, codec: Codec, held_back: int = 0) -> "Blocks":
+        """Turn into codes whatever is due at this length, or was due `held_back` tokens ago."""
+        due_k, due_v = codec.closed(max(0, self.num_tokens - held_back))
         return Blocks(self.k.close(due_k, codec.encode_k), self.v.close(due_v, codec.encode_v))
 
     def crop(self, length: int, codec: Codec) -> "Blocks":

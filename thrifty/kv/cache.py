@@ -24,6 +24,8 @@ from thrifty.kv import attention
 from thrifty.kv.blocks import Blocks, Codec, encode, next_closing
 
 Prefill = Literal["exact", "coded"]
+RECORDED_TOKENS = 128
+"""What `crop` can take back without a trace while the past is recorded."""
 
 
 @dataclass(frozen=True)
@@ -119,7 +121,7 @@ class CompressedLayer(CacheLayerMixin):
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the real tensors; rows that share a tensor count it once each."""
+        """Bytes of the real tensors."""
         return sum(group.blocks.nbytes for group in self.groups)
 
     def get_seq_length(self) -> int:
@@ -135,7 +137,8 @@ class CompressedLayer(CacheLayerMixin):
         return -1
 
     def activate_past_recording(self) -> None:
-        """Close no block until the next `crop`, so that what a candidate token brought can be taken back exactly."""
+        """From now on the last `RECORDED_TOKENS` tokens close with the next `crop` only, so that it takes back exactly
+        what candidate tokens brought (assisted decoding)."""
         self.record_past = True
 
     def crop(self, tokens_to_remove: int) -> None:
@@ -243,8 +246,8 @@ class CompressedLayer(CacheLayerMixin):
         new = k.shape[2]
         if self.record_past or (self.prefill == "exact" and new > 1):
             mixed = self._attend_exact(blocks, q, k, v, scale)
-            blocks = blocks.append(k, v, self.codec)
-            return blocks if self.record_past else blocks.close(self.codec), mixed
+            held_back = RECORDED_TOKENS if self.record_past else 0
+            return blocks.append(k, v, self.codec).close(self.codec, held_back), mixed
         pieces, first = [], 0
         while first < new:
             span = next_closing(self.codec, blocks.num_tokens, blocks.num_tokens + new - first) - blocks.num_tokens
@@ -295,6 +298,8 @@ class CompressedCache(Cache):
         config = model.config.get_text_config(decoder=True)
         kinds, arguments = get_layer_types_and_kwargs(config)
         codecs = codec if isinstance(codec, list) else [codec] * len(kinds)
+        if "full_attention" not in kinds:
+            raise ModelError(f"{type(model).__name__} has no layer of full attention: nothing would be compressed")
         if len(codecs) != len(kinds):
             raise SettingError(f"{len(codecs)} codecs for a model of {len(kinds)} layers; give one each")
         if prepare:

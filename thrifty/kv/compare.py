@@ -1,15 +1,16 @@
 """Measure codecs against the plain cache in one run, and make a report of it."""
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
+
+from torch import Tensor
 
 from thrifty import settings
 from thrifty.errors import SettingError
 from thrifty.kv import measure
 from thrifty.kv.apply import apply
 from thrifty.kv.blocks import Codec
-from thrifty.kv.cache import CompressedCache
+from thrifty.kv.cost import has_bits
 from thrifty.kv.job import KvJob
 from thrifty.kv.measure import MakeCache, Protocol, Track
 from thrifty.llm import LanguageModel
@@ -29,12 +30,16 @@ class Entry:
 
     @property
     def label(self) -> str:
-        """Codec and bits: `hack 4/2`, with the layout where it is not the default one."""
-        chosen = self.job.codec
-        layout = getattr(chosen, "layout", "")
-        name = f"{self.codec} {layout}" if layout and layout != type(chosen)().layout else self.codec
-        bits = sorted({(int(k), int(v)) for k, v in self._bits()})
-        return name if not hasattr(chosen, "k_bits") else f"{name} {', '.join(f'{k}/{v}' for k, v in bits)}"
+        """Codec, choices in words that are not the usual ones, and bits: `hack v1 4/2`."""
+        chosen: Any = self.job.codec
+        words = [self.codec]
+        for one in fields(chosen):
+            value = getattr(chosen, one.name)
+            if isinstance(value, str) and value != one.default and one.default is not None:
+                words.append(value)
+        if has_bits(chosen):
+            words.append(", ".join(f"{k}/{v}" for k, v in sorted(self._bits())))
+        return " ".join(words)
 
     @property
     def make(self) -> MakeCache:
@@ -45,10 +50,10 @@ class Entry:
         """The codec's settings, and who chose the bits."""
         return {**settings.shown(self.job.codec), "method": self.plan.method}
 
-    def _bits(self) -> list[tuple[float, float]]:
+    def _bits(self) -> set[tuple[int, int]]:
         keep = self.plan.keep
-        pairs = [(keep[name], keep[f"{name[:-1]}v"]) for name in keep if name.endswith(".k")]
-        return [pair for k, v in pairs for pair in zip(k.tolist(), v.tolist(), strict=True)]
+        pairs = [(keep[name].int(), keep[f"{name[:-1]}v"].int()) for name in keep if name.endswith(".k")]
+        return {pair for k, v in pairs for pair in zip(k.tolist(), v.tolist(), strict=True)}
 
 
 def entry(
@@ -60,14 +65,14 @@ def entry(
 
 
 def rows(
-    language: LanguageModel, entries: list[Entry], text: str, text_name: str, protocol: Protocol, track: Track
+    language: LanguageModel, entries: list[Entry], windows: Tensor, text_name: str, protocol: Protocol, track: Track
 ) -> list[dict[str, Any]]:
-    """One result per entry, with the keys that docs/json.md describes."""
+    """One result per entry, with the keys that docs/json.md describes. `windows` [windows, window] are token ids of the
+    text called `text_name`."""
     labels = [one.label for one in entries]
     if len(set(labels)) < len(labels):
         raise SettingError(f"two entries are alike: {', '.join(labels)}")
-    windows = measure.windows_of(language, text, text_name, protocol)
-    caches: dict[str, Callable[[], CompressedCache]] = {one.label: one.make for one in entries}
+    caches = {one.label: one.make for one in entries}
     parts = [
         measure.sizes(language, caches, protocol),
         measure.speed(language, caches, protocol, track),
@@ -105,7 +110,7 @@ def report(title: str, kind: str, results: list[dict[str, Any]], provenance: dic
     """Table, plots and notes of a comparison; the plain cache is the first row."""
     first = results[0]
     shown = [reference_row(first), *results]
-    contexts = list(first["bytes_per_token"])
+    contexts = [tokens for tokens in first["bytes_per_token"] if tokens not in ("1024", "4096")]  # plots show all
     columns = [
         Column("label", "cache"),
         Column("ppl", "perplexity", ".3f"),

@@ -164,7 +164,7 @@ def sizes(language: LanguageModel, caches: Mapping[str, MakeCache], protocol: Pr
     """
     layers, kv_heads, head_dim = attention_shape(language.model)
     bfloat16 = layers * kv_heads * head_dim * 2 * 2
-    contexts = [tokens for tokens in protocol.contexts if tokens <= language.max_positions]
+    contexts = [tokens for tokens in protocol.contexts if tokens <= language.max_positions] or [language.max_positions]
     at = max(tokens for tokens in contexts if tokens <= max(protocol.ratio_context, contexts[0]))
     rows = {}
     for name, make in caches.items():
@@ -205,7 +205,8 @@ def speed(
     model = language.model
     generator = torch.Generator().manual_seed(protocol.seed)
     vocabulary = model.config.get_text_config().vocab_size
-    prompt = torch.randint(0, vocabulary, (1, protocol.speed_context), generator=generator).to(model.device)
+    context = max(1, min(protocol.speed_context, language.max_positions - protocol.speed_tokens))
+    prompt = torch.randint(0, vocabulary, (1, context), generator=generator).to(model.device)
     live = {"plain reference": DynamicCache(config=model.config), **{name: make() for name, make in caches.items()}}
     for cache in live.values():
         model(prompt, past_key_values=cache, use_cache=True, logits_to_keep=1)
@@ -221,7 +222,7 @@ def speed(
         name: {
             "tokens_per_second": rate[name],
             "tokens_per_second_plain": rate["plain reference"],
-            "speed_context": protocol.speed_context,
+            "speed_context": context,
         }
         for name in caches
     }

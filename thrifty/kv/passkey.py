@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from transformers import Cache
 
+from thrifty.errors import SettingError
 from thrifty.llm import LanguageModel
 
 _OPENING = (
@@ -32,12 +33,15 @@ class Passkey:
 
 
 def make(language: LanguageModel, tokens: int, depth: float, seed: int) -> Passkey:
-    """A prompt of at most `tokens` tokens."""
+    """A prompt of at most `tokens` tokens. Raises `SettingError` where the question alone is longer."""
     key = str(random.Random(seed).randint(10000, 99999))
     filler = language.encode(_FILLER)
     opening, question = language.encode(_OPENING), language.encode(_QUESTION)
     needle = language.encode(_NEEDLE.format(key=key))
-    repeats = max(0, tokens - len(opening) - len(needle) - len(question)) // len(filler)
+    least = len(opening) + len(needle) + len(question)
+    if tokens < least:
+        raise SettingError(f"a passkey prompt of {tokens} tokens has no room; use {least} or more, or 0 for none")
+    repeats = (tokens - least) // len(filler)
     before = round(repeats * depth)
     ids = opening + filler * before + needle + filler * (repeats - before) + question
     return Passkey(ids, key, depth)

@@ -135,7 +135,9 @@ class Hack:
         size, bits = (self._group(head_dim), self.k_bits) if side == "k" else (self.partition, self.v_bits)
         return _sum_dtype(size, bits).itemsize
 
-    def _blocked(self, x: Tensor, start: int, seed: int, shape: str, **sizes: int) -> tuple[Tensor, Tensor | None]:
+    def _blocked(
+        self, x: Tensor, start: int, seed: int, shape: str, sizes: dict[str, int]
+    ) -> tuple[Tensor, Tensor | None]:
         """`x` and the noise of its rounding, cut into blocks."""
         if self.rounding == "nearest":
             return rearrange(x, shape, **sizes), None
@@ -143,14 +145,14 @@ class Hack:
         return rearrange(x, shape, **sizes), rearrange(noise, shape, **sizes)
 
     def _encode_by_channel(self, x: Tensor, bits: int, start: int, seed: int, sum_over: str) -> Coded:
-        blocked, noise = self._blocked(x, start, seed, "r h (b t) c -> r h b t c", t=self.partition)
+        blocked, noise = self._blocked(x, start, seed, "r h (b t) c -> r h b t c", {"t": self.partition})
         codes, scale, low = quantise(blocked, bits, -2, self.dense_dtype(x.dtype), noise)
         tensors = {"codes": pack(codes, bits), "scale": scale.squeeze(-2), "low": low.squeeze(-2)}
         return Coded(self.partition, tensors | self._sums(codes, bits, sum_over))
 
     def _encode_by_token(self, x: Tensor, bits: int, start: int, seed: int, unit: int, sum_over: str) -> Coded:
         group = self._group(x.shape[-1])
-        blocked, noise = self._blocked(x, start, seed, "r h (b t) (g c) -> r h b t g c", t=unit, c=group)
+        blocked, noise = self._blocked(x, start, seed, "r h (b t) (g c) -> r h b t g c", {"t": unit, "c": group})
         codes, scale, low = quantise(blocked, bits, -1, self.dense_dtype(x.dtype), noise)
         codes = codes.flatten(-2)
         tensors = {"codes": pack(codes, bits), "scale": scale.squeeze(-1), "low": low.squeeze(-1)}

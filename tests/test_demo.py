@@ -1,0 +1,34 @@
+"""The demo: what it compares exists, fits the time, and never overwrites."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from thrifty import catalogue, demo
+from thrifty.kv.measure import silent
+
+
+def test_every_entry_of_the_demo_can_be_made() -> None:
+    for name, chosen in demo.ENTRIES:
+        catalogue.find("kv", name, "codecs")(**chosen)
+
+
+def test_the_demo_never_overwrites_an_earlier_one(tmp_path: Path) -> None:
+    assert demo.free_folder(tmp_path).name == "thrifty-demo"
+    (tmp_path / "thrifty-demo").mkdir()
+    assert demo.free_folder(tmp_path).name == "thrifty-demo-2"
+
+
+@pytest.mark.slow
+def test_the_demo_chats_compares_and_reports(monkeypatch: pytest.MonkeyPatch) -> None:
+    short = dataclasses.replace(
+        demo.PROTOCOL, windows=1, window=160, passkey_tokens=(), speed_tokens=1, contexts=(512,)
+    )
+    monkeypatch.setattr(demo, "PROTOCOL", short)
+    said: list[str] = []
+    report = demo.run("thrifty demo", silent, said.append)
+    assert len(report.rows) == 1 + len(demo.ENTRIES)
+    assert all("blue" in answer for answer in report.exchanges[0].answers.values())
+    assert "sky" in " ".join(said)
+    assert "In conversation" in report.page()
