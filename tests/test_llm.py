@@ -99,9 +99,7 @@ def test_a_damaged_config_is_refused(folder: Path, text: str) -> None:
 
 def test_pickled_weights_are_refused(folder: Path) -> None:
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
-    with pytest.raises(
-        ModelError, match=r"no \*\.safetensors \(pytorch_model\.bin\); save it again"
-    ):
+    with pytest.raises(ModelError, match=r"no \*\.safetensors \(pytorch_model\.bin\); save it again"):
         load(folder)
     (folder / "pytorch_model.bin").unlink()
     with pytest.raises(ModelError, match=r"\(no weights at all\)"):
