@@ -1,0 +1,338 @@
+// Attention of one key head's query heads on a span of blocks, in plain C++; a variant replaces the parts that it
+// can do faster. Everything is in an unnamed namespace, since each variant compiles this file for its own processor.
+//
+//   logits    u = q * k_scale is rounded to int8 per block and channel group, u ~ step * folded; then
+//             q k = step * sum folded * code + sum q * (low + middle * scale) - middle * step * sum folded,
+//             where the last two put the error of rounding u on codes about their middle instead of about 0.
+//   weights   w = p * v_scale is rounded to uint8 per block and group, w ~ step * weight. The ROUNDED weights stand in
+//             all three places, numerator, low and normaliser, or a bias grows with the length.
+#pragma once
+#include <cmath>
+#include <cstring>
+
+#include "call.h"
+
+namespace {
+
+using namespace thrifty;
+
+struct alignas(64) Work {
+  float query[kMaxHeads][kMaxDim];  // times softmax scale and log2 e
+  int8_t folded[kMaxHeads][kMaxDim];
+  float step[kMaxHeads][kMaxGroups];
+  float base[kMaxHeads];
+  float score[kMaxHeads][kMaxTokens];
+  float v_scale[kMaxGroups][kMaxTokens], v_inverse[kMaxGroups][kMaxTokens], v_low[kMaxGroups][kMaxTokens];
+  uint8_t weight[kMaxHeads][kMaxGroups][kMaxTokens];
+  float weight_step[kMaxHeads][kMaxGroups];
+  float top[kMaxHeads], total[kMaxHeads][kMaxGroups], shift[kMaxHeads][kMaxGroups];
+  float mixed[kMaxHeads][kMaxDim];
+};
+
+constexpr float kTiny = 1e-30f;
+constexpr float kLowest = -1e30f;
+
+inline float from_bits(uint32_t bits) {
+  float x;
+  std::memcpy(&x, &bits, 4);
+  return x;
+}
+
+inline float from_half(uint32_t half) {
+  uint32_t body = (half & 0x7fff) << 13;
+  float x = body >= (0x7c00u << 13) ? from_bits(body | 0x7f800000) : from_bits(body) * from_bits(0x77800000);
+  return half & 0x8000 ? -x : x;
+}
+
+inline float exp2_of(float x) {
+  x = x < -126.f ? -126.f : x;
+  float whole = (x + 12582912.f) - 12582912.f, r = x - whole;
+  float y = 1.535336188e-4f;
+  y = y * r + 1.339887440e-3f;
+  y = y * r + 9.618437357e-3f;
+  y = y * r + 5.550332471e-2f;
+  y = y * r + 2.402264791e-1f;
+  y = y * r + 6.931472029e-1f;
+  y = y * r + 1.f;
+  return y * from_bits(static_cast<uint32_t>(static_cast<int32_t>(whole) + 127) << 23);
+}
+
+inline int64_t element_bytes(const Call& call) { return call.type == kFloat32 ? 4 : 2; }
+
+inline int64_t row_bytes(const Call& call, const Side& side) { return call.dim * side.bits / 8; }
+
+inline const uint8_t* at(const View& view, int64_t row, int64_t head) {
+  return view.data + row * view.row + head * view.head;
+}
+
+// The plain parts. `Variant` structs derive from this and hide what they do better.
+struct Plain {
+  static constexpr float kOffset = 0;  // what is taken from the codes of 8-bit values
+
+  static void widen(const uint8_t* from, int64_t type, int64_t count, float* to) {
+    if (type == kFloat32) {
+      std::memcpy(to, from, 4 * count);
+      return;
+    }
+    uint16_t x[kMaxDim];
+    for (int64_t done = 0; done < count; done += kMaxDim) {
+      int64_t size = count - done < kMaxDim ? count - done : kMaxDim;
+      std::memcpy(x, from + 2 * done, 2 * size);
+      if (type == kBfloat16)
+        for (int64_t i = 0; i < size; ++i) to[done + i] = from_bits(static_cast<uint32_t>(x[i]) << 16);
+      else
+        for (int64_t i = 0; i < size; ++i) to[done + i] = from_half(x[i]);
+    }
+  }
+
+  // Scales of a block of values, per group: scale, 1 / scale, low / scale.
+  static void read_values(const Call& call, const uint8_t* scale, const uint8_t* low, Work& work) {
+    int64_t groups = call.dim / call.group;
+    float offset = call.v.bits == 8 ? kOffset : 0;
+    alignas(64) float s[kMaxTokens * kMaxGroups], l[kMaxTokens * kMaxGroups];
+    widen(scale, call.type, call.tokens * groups, s);
+    widen(low, call.type, call.tokens * groups, l);
+    finish_values(call, s, l, offset, work);
+  }
+
+  static void finish_values(const Call& call, const float* s, const float* l, float offset, Work& work) {
+    int64_t groups = call.dim / call.group;
+    for (int64_t g = 0; g < groups; ++g)
+      for (int64_t t = 0; t < call.tokens; ++t) {
+        float one = s[t * groups + g] < kTiny ? kTiny : s[t * groups + g];
+        work.v_scale[g][t] = one;
+        work.v_inverse[g][t] = 1 / one;
+        work.v_low[g][t] = l[t * groups + g] / one + offset;
+      }
+  }
+
+  // Channel c of a row of codes goes to place `order(c)` of the folded query.
+  static int64_t order(int64_t, int64_t c) { return c; }
+
+  template <class V>
+  static void fold(const Call& call, int heads, const uint8_t* scale, const uint8_t* low, Work& work) {
+    alignas(64) float s[kMaxDim], l[kMaxDim], u[kMaxDim];
+    float middle = ((1 << call.k.bits) - 1) * 0.5f;
+    V::widen(scale, call.type, call.dim, s);
+    V::widen(low, call.type, call.dim, l);
+    for (int h = 0; h < heads; ++h) {
+      const float* q = work.query[h];
+      float base = 0;
+#pragma omp simd reduction(+ : base)
+      for (int64_t c = 0; c < call.dim; ++c) base += q[c] * (l[c] + middle * s[c]);
+      for (int64_t g = 0; g * call.group < call.dim; ++g) {
+        float most = kTiny;
+        int64_t first = g * call.group, last = first + call.group;
+#pragma omp simd reduction(max : most)
+        for (int64_t c = first; c < last; ++c) {
+          u[c] = q[c] * s[c];
+          float size = std::fabs(u[c]);
+          most = size > most ? size : most;
+        }
+        float step = most / 127, inverse = 127 / most;
+        int32_t sum = 0;
+        for (int64_t c = first; c < last; ++c) {
+          int32_t whole = static_cast<int32_t>((u[c] * inverse + 12582912.f) - 12582912.f);
+          work.folded[h][V::order(call.k.bits, c)] = static_cast<int8_t>(whole);
+          sum += whole;
+        }
+        work.step[h][g] = step;
+        base -= middle * step * static_cast<float>(sum);
+      }
+      work.base[h] = base;
+    }
+  }
+
+  // One row of packed codes as bytes.
+  static void unpack(const uint8_t* row, int64_t bits, int64_t dim, uint8_t* codes) {
+    if (bits == 8) {
+      std::memcpy(codes, row, dim);
+    } else if (bits == 4) {
+      for (int64_t j = 0; j < dim / 2; ++j) codes[2 * j] = row[j] & 15, codes[2 * j + 1] = row[j] >> 4;
+    } else {
+      for (int64_t j = 0; j < dim / 4; ++j)
+        for (int f = 0; f < 4; ++f) codes[4 * j + f] = (row[j] >> (2 * f)) & 3;
+      if (bits == 3)
+        for (int64_t j = 0; j < dim / 8; ++j)
+          for (int f = 0; f < 8; ++f) codes[8 * j + f] |= ((row[dim / 4 + j] >> f) & 1) << 2;
+    }
+  }
+
+  static void scores(const Call& call, int heads, const uint8_t* codes, Work& work) {
+    int64_t bytes = row_bytes(call, call.k);
+    uint8_t row[kMaxDim];
+    for (int64_t t = 0; t < call.tokens; ++t) {
+      unpack(codes + t * bytes, call.k.bits, call.dim, row);
+      for (int h = 0; h < heads; ++h) {
+        float score = work.base[h];
+        for (int64_t g = 0; g * call.group < call.dim; ++g) {
+          int32_t sum = 0;
+          for (int64_t c = g * call.group; c < (g + 1) * call.group; ++c) sum += row[c] * work.folded[h][c];
+          score += work.step[h][g] * static_cast<float>(sum);
+        }
+        work.score[h][t] = score;
+      }
+    }
+  }
+
+  static void raise_top(const Call& call, int h, float most, Work& work) {
+    if (!(most > work.top[h])) return;
+    float shrink = exp2_of(work.top[h] - most);
+    work.top[h] = most;
+    for (int64_t g = 0; g < call.dim / call.group; ++g) work.total[h][g] *= shrink, work.shift[h][g] *= shrink;
+    for (int64_t c = 0; c < kMaxDim; ++c) work.mixed[h][c] *= shrink;
+  }
+
+  static void weigh(const Call& call, int heads, Work& work) {
+    alignas(64) float p[kMaxTokens], w[kMaxTokens];
+    for (int h = 0; h < heads; ++h) {
+      float most = kLowest;
+#pragma omp simd reduction(max : most)
+      for (int64_t t = 0; t < call.tokens; ++t) most = work.score[h][t] > most ? work.score[h][t] : most;
+      raise_top(call, h, most, work);
+      for (int64_t t = 0; t < call.tokens; ++t) p[t] = exp2_of(work.score[h][t] - work.top[h]);
+      for (int64_t g = 0; g * call.group < call.dim; ++g) {
+        float top = kTiny;
+#pragma omp simd reduction(max : top)
+        for (int64_t t = 0; t < call.tokens; ++t) {
+          w[t] = p[t] * work.v_scale[g][t];
+          top = w[t] > top ? w[t] : top;
+        }
+        float inverse = 255 / top, total = 0, shift = 0;
+#pragma omp simd reduction(+ : total, shift)
+        for (int64_t t = 0; t < call.tokens; ++t) {
+          float whole = (w[t] * inverse + 12582912.f) - 12582912.f;
+          work.weight[h][g][t] = static_cast<uint8_t>(static_cast<int32_t>(whole));
+          total += whole * work.v_inverse[g][t];
+          shift += whole * work.v_low[g][t];
+        }
+        float step = top / 255;
+        work.weight_step[h][g] = step;
+        work.total[h][g] += step * total;
+        work.shift[h][g] += step * shift;
+      }
+    }
+  }
+
+  static void mix(const Call& call, int heads, const uint8_t* codes, Work& work) {
+    int64_t bytes = row_bytes(call, call.v);
+    int32_t sum[kMaxHeads][kMaxDim] = {};
+    uint8_t row[kMaxDim];
+    for (int64_t t = 0; t < call.tokens; ++t) {
+      unpack(codes + t * bytes, call.v.bits, call.dim, row);
+      for (int h = 0; h < heads; ++h)
+        for (int64_t g = 0; g * call.group < call.dim; ++g) {
+          int32_t weight = work.weight[h][g][t];
+          for (int64_t c = g * call.group; c < (g + 1) * call.group; ++c) sum[h][c] += weight * row[c];
+        }
+    }
+    for (int h = 0; h < heads; ++h)
+      for (int64_t c = 0; c < call.dim; ++c)
+        work.mixed[h][c] += work.weight_step[h][c / call.group] * static_cast<float>(sum[h][c]);
+  }
+
+  // Where `mix` keeps channel c.
+  static int64_t place(int64_t, int64_t c) { return c; }
+
+  // Sinks or open block: logits of `count` tokens, then their weighted sum; everything in float32.
+  template <class V>
+  static void attend_dense(const Call& call, int heads, const uint8_t* k, const uint8_t* v, int64_t count, Work& work) {
+    alignas(64) float row[kMaxDim];
+    int64_t bytes = call.dim * element_bytes(call);
+    for (int64_t done = 0; done < count; done += kMaxTokens) {
+      int64_t size = count - done < kMaxTokens ? count - done : kMaxTokens;
+      for (int64_t t = 0; t < size; ++t) {
+        V::widen(k + (done + t) * bytes, call.type, call.dim, row);
+        for (int h = 0; h < heads; ++h) {
+          float sum = 0;
+#pragma omp simd reduction(+ : sum)
+          for (int64_t c = 0; c < call.dim; ++c) sum += work.query[h][c] * row[c];
+          work.score[h][t] = sum;
+        }
+      }
+      for (int h = 0; h < heads; ++h) {
+        float most = kLowest;
+        for (int64_t t = 0; t < size; ++t) most = work.score[h][t] > most ? work.score[h][t] : most;
+        raise_top(call, h, most, work);
+        for (int64_t t = 0; t < size; ++t) work.score[h][t] = exp2_of(work.score[h][t] - work.top[h]);
+        for (int64_t t = 0; t < size; ++t) work.total[h][0] += work.score[h][t];
+      }
+      for (int64_t t = 0; t < size; ++t) {
+        V::widen(v + (done + t) * bytes, call.type, call.dim, row);
+        for (int h = 0; h < heads; ++h) {
+          float weight = work.score[h][t];
+          for (int64_t c = 0; c < call.dim; ++c) work.mixed[h][c] += weight * row[c];
+        }
+      }
+    }
+  }
+};
+
+inline void begin(const Call& call, int64_t row, int64_t head, int64_t first, int heads, Work& work) {
+  const float* q = call.q + ((row * call.kv_heads + head) * call.shared + first) * call.dim;
+  float factor = call.scale * 1.44269504f;
+  for (int h = 0; h < heads; ++h) {
+    for (int64_t c = 0; c < call.dim; ++c) work.query[h][c] = q[h * call.dim + c] * factor;
+    work.top[h] = kLowest;
+    std::memset(work.total[h], 0, sizeof work.total[h]);
+    std::memset(work.shift[h], 0, sizeof work.shift[h]);
+    std::memset(work.mixed[h], 0, sizeof work.mixed[h]);
+  }
+}
+
+// Query heads in rounds of nearly equal size, each at most kMaxHeads.
+inline int round_of(const Call& call, int64_t first) {
+  int64_t rounds = (call.shared + kMaxHeads - 1) / kMaxHeads, size = (call.shared + rounds - 1) / rounds;
+  return static_cast<int>(call.shared - first < size ? call.shared - first : size);
+}
+
+template <class V>
+void codes_unit(const Call& call, int64_t row, int64_t head, int64_t first, int64_t last, float* partial) {
+  Work work;
+  int64_t dim = call.dim, groups = dim / call.group, wide = element_bytes(call);
+  const uint8_t *k_codes = at(call.k.codes, row, head), *v_codes = at(call.v.codes, row, head);
+  const uint8_t *k_scale = at(call.k.scale, row, head), *k_low = at(call.k.low, row, head);
+  const uint8_t *v_scale = at(call.v.scale, row, head), *v_low = at(call.v.low, row, head);
+  int64_t k_bytes = call.tokens * row_bytes(call, call.k), v_bytes = call.tokens * row_bytes(call, call.v);
+  int64_t k_wide = dim * wide, v_wide = call.tokens * groups * wide;
+  int heads = 0;
+  for (int64_t start = 0; start < call.shared; start += heads) {
+    heads = round_of(call, start);
+    begin(call, row, head, start, heads, work);
+    for (int64_t b = first; b < last; ++b) {
+      V::fetch(k_codes + b * k_bytes, k_bytes, v_codes + b * v_bytes, v_bytes);
+      V::template fold<V>(call, heads, k_scale + b * k_wide, k_low + b * k_wide, work);
+      V::scores(call, heads, k_codes + b * k_bytes, work);
+      V::read_values(call, v_scale + b * v_wide, v_low + b * v_wide, work);
+      V::weigh(call, heads, work);
+      V::mix(call, heads, v_codes + b * v_bytes, work);
+    }
+    for (int h = 0; h < heads; ++h) {
+      float* to = partial + (start + h) * (kHeader + dim);
+      to[0] = work.top[h];
+      for (int64_t g = 0; g < groups; ++g) to[16 + g] = work.total[h][g];
+      for (int64_t c = 0; c < dim; ++c)
+        to[kHeader + c] = work.mixed[h][V::place(call.v.bits, c)] + work.shift[h][c / call.group];
+    }
+  }
+}
+
+template <class V>
+void dense_unit(const Call& call, int64_t row, int64_t head, float* partial) {
+  Work work;
+  int heads = 0;
+  for (int64_t start = 0; start < call.shared; start += heads) {
+    heads = round_of(call, start);
+    begin(call, row, head, start, heads, work);
+    V::template attend_dense<V>(call, heads, at(call.k.sinks, row, head), at(call.v.sinks, row, head), call.sinks, work);
+    V::template attend_dense<V>(call, heads, at(call.k.open, row, head), at(call.v.open, row, head), call.open, work);
+    for (int h = 0; h < heads; ++h) {
+      float* to = partial + (start + h) * (kHeader + call.dim);
+      to[0] = work.top[h];
+      for (int64_t g = 0; g < call.dim / call.group; ++g) to[16 + g] = work.total[h][0];
+      std::memcpy(to + kHeader, work.mixed[h], 4 * call.dim);
+    }
+  }
+}
+
+}  // namespace
