@@ -87,6 +87,23 @@ inline __m512 inverse_of(__m512 x) {
   return _mm512_mul_ps(y, _mm512_fnmadd_ps(x, y, _mm512_set1_ps(2.f)));
 }
 
+// The largest element of each of four vectors, and their sums.
+inline __m128 max_of_each(const __m512 (&x)[4]) {
+  __m512 a = _mm512_max_ps(_mm512_unpacklo_ps(x[0], x[1]), _mm512_unpackhi_ps(x[0], x[1]));
+  __m512 b = _mm512_max_ps(_mm512_unpacklo_ps(x[2], x[3]), _mm512_unpackhi_ps(x[2], x[3]));
+  __m512 c = _mm512_max_ps(_mm512_shuffle_ps(a, b, 0x44), _mm512_shuffle_ps(a, b, 0xee));
+  __m256 d = _mm256_max_ps(_mm512_castps512_ps256(c), _mm512_extractf32x8_ps(c, 1));
+  return _mm_max_ps(_mm256_castps256_ps128(d), _mm256_extractf128_ps(d, 1));
+}
+
+inline __m128 sum_of_each(const __m512 (&x)[4]) {
+  __m512 a = _mm512_add_ps(_mm512_unpacklo_ps(x[0], x[1]), _mm512_unpackhi_ps(x[0], x[1]));
+  __m512 b = _mm512_add_ps(_mm512_unpacklo_ps(x[2], x[3]), _mm512_unpackhi_ps(x[2], x[3]));
+  __m512 c = _mm512_add_ps(_mm512_shuffle_ps(a, b, 0x44), _mm512_shuffle_ps(a, b, 0xee));
+  __m256 d = _mm256_add_ps(_mm512_castps512_ps256(c), _mm512_extractf32x8_ps(c, 1));
+  return _mm_add_ps(_mm256_castps256_ps128(d), _mm256_extractf128_ps(d, 1));
+}
+
 template <int BITS, int HEADS>
 struct Dot {
   static constexpr int F = kFields<BITS>, kSpan = BITS == 3 ? 16 : 4 * F;  // channels of a dword of a row
@@ -110,7 +127,7 @@ struct Dot {
   inline void flush(int64_t g, const Work& work) {
 #pragma GCC unroll 4
     for (int h = 0; h < HEADS; ++h) {
-      sum[h] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(acc[h]), _mm512_set1_ps(work.step[h][g]), sum[h]);
+      sum[h] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(acc[h]), _mm512_set1_ps(work.step[g][h]), sum[h]);
       acc[h] = _mm512_setzero_si512();
     }
   }
@@ -226,7 +243,7 @@ void mix_column(const Call& call, const uint8_t* codes, int64_t column, Work& wo
 #pragma GCC unroll 4
       for (int a = 0; a < 4; ++a) {
         float* to = work.mixed[h] + 64 * column + 16 * a;
-        __m512 step = _mm512_set1_ps(work.weight_step[h][g]);
+        __m512 step = _mm512_set1_ps(work.weight_step[g][h]);
         _mm512_store_ps(to, _mm512_fmadd_ps(_mm512_cvtepi32_ps(acc[h][a]), step, _mm512_load_ps(to)));
       }
     return;
@@ -234,8 +251,8 @@ void mix_column(const Call& call, const uint8_t* codes, int64_t column, Work& wo
   alignas(64) int32_t index[4][16];
   for (int a = 0; a < 4; ++a)
     for (int i = 0; i < 16; ++i) {
-      int64_t group = channel_of<BITS>(column, a, i) / call.group;
-      index[a][i] = static_cast<int32_t>(group < call.dim / call.group ? group : g);
+      int64_t c = channel_of<BITS>(column, a, i);
+      index[a][i] = work.group_of[c < call.dim ? c : 64 * column];
     }
   alignas(64) int32_t words[16] = {};
   for (int64_t t = 0; t < call.tokens; t += 4) {
@@ -251,7 +268,8 @@ void mix_column(const Call& call, const uint8_t* codes, int64_t column, Work& wo
   for (int h = 0; h < HEADS; ++h)
     for (int a = 0; a < 4; ++a) {
       float* to = work.mixed[h] + 64 * column + 16 * a;
-      __m512 step = _mm512_permutexvar_ps(_mm512_load_si512(index[a]), _mm512_load_ps(work.weight_step[h]));
+      Wide at = _mm512_slli_epi32(_mm512_load_si512(index[a]), 2);  // weight_step is [group][4]
+      __m512 step = _mm512_i32gather_ps(at, work.weight_step[0] + h, 4);
       _mm512_store_ps(to, _mm512_fmadd_ps(_mm512_cvtepi32_ps(acc[h][a]), step, _mm512_load_ps(to)));
     }
 }
@@ -308,41 +326,54 @@ struct Avx512 : Plain {
 
   template <class V>
   static void fold(const Call& call, int heads, const uint8_t* scale, const uint8_t* low, Work& work) {
-    alignas(64) float s[kMaxDim], l[kMaxDim];
+    if (heads == 1) return fold_heads<1>(call, scale, low, work);
+    if (heads == 2) return fold_heads<2>(call, scale, low, work);
+    if (heads == 3) return fold_heads<3>(call, scale, low, work);
+    return fold_heads<4>(call, scale, low, work);
+  }
+
+  template <int HEADS>
+  static void fold_heads(const Call& call, const uint8_t* scale, const uint8_t* low, Work& work) {
     const __m512 middle = _mm512_set1_ps(((1 << call.k.bits) - 1) * 0.5f);
-    for (int64_t c = 0; c < call.dim; c += 16) {
-      __m512 one = load_floats(scale, call.type, c);
-      _mm512_store_ps(s + c, one);
-      _mm512_store_ps(l + c, _mm512_fmadd_ps(middle, one, load_floats(low, call.type, c)));
-    }
     const __m128i fields = call.k.bits == 8   ? _mm_setr_epi8(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15)
                            : call.k.bits == 4 ? _mm_setr_epi8(0, 2, 4, 6, 1, 3, 5, 7, 8, 10, 12, 14, 9, 11, 13, 15)
                                               : _mm_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
-    for (int h = 0; h < heads; ++h) {
-      const float* q = work.query[h];
-      __m512 base = _mm512_setzero_ps(), rounded = base;
-      for (int64_t g = 0, first = 0; first < call.dim; ++g, first += call.group) {
-        __m512 most = _mm512_set1_ps(kTiny);
-        for (int64_t c = first; c < first + call.group; c += 16) {
-          __m512 x = _mm512_load_ps(q + c);
-          base = _mm512_fmadd_ps(x, _mm512_load_ps(l + c), base);
-          most = _mm512_max_ps(most, _mm512_abs_ps(_mm512_mul_ps(x, _mm512_load_ps(s + c))));
+    __m512 base[4] = {}, rounded[4] = {};
+    for (int64_t g = 0, first = 0; first < call.dim; ++g, first += call.group) {
+      __m512 most[4] = {};
+      for (int64_t c = first; c < first + call.group; c += 16) {
+        __m512 s = load_floats(scale, call.type, c);
+        __m512 l = _mm512_fmadd_ps(middle, s, load_floats(low, call.type, c));
+#pragma GCC unroll 4
+        for (int h = 0; h < HEADS; ++h) {
+          __m512 x = _mm512_load_ps(work.query[h] + c);
+          base[h] = _mm512_fmadd_ps(x, l, base[h]);
+          most[h] = _mm512_max_ps(most[h], _mm512_abs_ps(_mm512_mul_ps(x, s)));
         }
-        float step = _mm512_reduce_max_ps(most) / 127;
-        __m512 inverse = _mm512_set1_ps(1 / step);
-        Wide sum = _mm512_setzero_si512();
-        for (int64_t c = first; c < first + call.group; c += 16) {
-          __m512 u = _mm512_mul_ps(_mm512_load_ps(q + c), _mm512_load_ps(s + c));
-          Wide whole = _mm512_cvtps_epi32(_mm512_mul_ps(u, inverse));
-          sum = _mm512_add_epi32(sum, whole);
-          __m128i bytes = _mm_shuffle_epi8(_mm512_cvtsepi32_epi8(whole), fields);
+      }
+      alignas(16) float inverse[4];
+      __m128 highest = _mm_max_ps(max_of_each(most), _mm_set1_ps(kTiny));
+      _mm_store_ps(work.step[g], _mm_mul_ps(highest, _mm_set1_ps(1.f / 127)));
+      _mm_store_ps(inverse, _mm_div_ps(_mm_set1_ps(127.f), highest));
+      Wide sum[4] = {};
+      for (int64_t c = first; c < first + call.group; c += 16) {
+        __m512 s = load_floats(scale, call.type, c);
+#pragma GCC unroll 4
+        for (int h = 0; h < HEADS; ++h) {
+          __m512 x = _mm512_mul_ps(_mm512_load_ps(work.query[h] + c), s);
+          Wide whole = _mm512_cvtps_epi32(_mm512_mul_ps(x, _mm512_set1_ps(inverse[h])));
+          sum[h] = _mm512_add_epi32(sum[h], whole);
+          __m128i bytes = _mm_shuffle_epi8(_mm512_cvtepi32_epi8(whole), fields);
           _mm_store_si128(reinterpret_cast<__m128i*>(work.folded[h] + c), bytes);
         }
-        work.step[h][g] = step;
-        rounded = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum), _mm512_set1_ps(step), rounded);
       }
-      work.base[h] = _mm512_reduce_add_ps(_mm512_fnmadd_ps(middle, rounded, base));
+#pragma GCC unroll 4
+      for (int h = 0; h < HEADS; ++h)
+        rounded[h] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum[h]), _mm512_set1_ps(work.step[g][h]), rounded[h]);
     }
+#pragma GCC unroll 4
+    for (int h = 0; h < HEADS; ++h) base[h] = _mm512_fnmadd_ps(middle, rounded[h], base[h]);
+    _mm_store_ps(work.base, sum_of_each(base));
   }
 
   static void scores(const Call& call, int heads, const uint8_t* codes, Work& work) {
@@ -383,33 +414,65 @@ struct Avx512 : Plain {
 
   template <int TOKENS>
   static void weigh_tokens(const Call& call, int heads, Work& work) {
+    if (heads == 1) return weigh_heads<TOKENS, 1>(call, work);
+    if (heads == 2) return weigh_heads<TOKENS, 2>(call, work);
+    if (heads == 3) return weigh_heads<TOKENS, 3>(call, work);
+    return weigh_heads<TOKENS, 4>(call, work);
+  }
+
+  template <int TOKENS, int HEADS>
+  static void weigh_heads(const Call& call, Work& work) {
     constexpr int N = TOKENS / 16;
-    for (int h = 0; h < heads; ++h) {
-      __m512 p[N], w[N];
-      __m512 most = _mm512_load_ps(work.score[h]);
-      for (int i = 1; i < N; ++i) most = _mm512_max_ps(most, _mm512_load_ps(work.score[h] + 16 * i));
-      raise_top(call, h, _mm512_reduce_max_ps(most), work);
+    __m512 highest[4];
+    for (int h = 0; h < 4; ++h) highest[h] = _mm512_set1_ps(kLowest);
+#pragma GCC unroll 4
+    for (int h = 0; h < HEADS; ++h)
+#pragma GCC unroll 8
+      for (int i = 0; i < N; ++i) highest[h] = _mm512_max_ps(highest[h], _mm512_load_ps(work.score[h] + 16 * i));
+    __m128 tops = max_of_each(highest);
+    if (_mm_movemask_ps(_mm_cmpgt_ps(tops, _mm_load_ps(work.top))) & ((1 << HEADS) - 1)) {
+      alignas(16) float each[4];
+      _mm_store_ps(each, tops);
+      for (int h = 0; h < HEADS; ++h) raise_top(call, h, each[h], work);
+    }
+#pragma GCC unroll 4
+    for (int h = 0; h < HEADS; ++h) {
       const __m512 top = _mm512_set1_ps(work.top[h]);
-      for (int i = 0; i < N; ++i) p[i] = ::exp2_of(_mm512_sub_ps(_mm512_load_ps(work.score[h] + 16 * i), top));
-      for (int64_t g = 0; g * call.group < call.dim; ++g) {
-        __m512 highest = _mm512_set1_ps(kTiny);
-        for (int i = 0; i < N; ++i) {
-          w[i] = _mm512_mul_ps(p[i], _mm512_load_ps(work.v_scale[g] + 16 * i));
-          highest = _mm512_max_ps(highest, w[i]);
-        }
-        const float step = _mm512_reduce_max_ps(highest) / 255;
-        const __m512 inverse = _mm512_set1_ps(1 / step);
+#pragma GCC unroll 8
+      for (int i = 0; i < N; ++i) {
+        float* at = work.score[h] + 16 * i;
+        _mm512_store_ps(at, ::exp2_of(_mm512_sub_ps(_mm512_load_ps(at), top)));
+      }
+    }
+    for (int64_t g = 0, first = 0; first < call.dim; ++g, first += call.group) {
+      for (int h = 0; h < 4; ++h) highest[h] = _mm512_setzero_ps();
+#pragma GCC unroll 8
+      for (int i = 0; i < N; ++i) {
+        __m512 scale = _mm512_load_ps(work.v_scale[g] + 16 * i);
+#pragma GCC unroll 4
+        for (int h = 0; h < HEADS; ++h)
+          highest[h] = _mm512_max_ps(highest[h], _mm512_mul_ps(_mm512_load_ps(work.score[h] + 16 * i), scale));
+      }
+      alignas(16) float inverse[4];
+      __m128 most = _mm_max_ps(max_of_each(highest), _mm_set1_ps(kTiny));
+      _mm_store_ps(work.weight_step[g], _mm_mul_ps(most, _mm_set1_ps(1.f / 255)));
+      _mm_store_ps(inverse, _mm_div_ps(_mm_set1_ps(255.f), most));
+#pragma GCC unroll 4
+      for (int h = 0; h < HEADS; ++h) {
+        const __m512 factor = _mm512_set1_ps(inverse[h]), step = _mm512_set1_ps(work.weight_step[g][h]);
         __m512 total = _mm512_setzero_ps(), shift = total;
+#pragma GCC unroll 8
         for (int i = 0; i < N; ++i) {
-          Wide whole = _mm512_cvtps_epi32(_mm512_mul_ps(w[i], inverse));
+          __m512 w = _mm512_mul_ps(_mm512_load_ps(work.score[h] + 16 * i), _mm512_load_ps(work.v_scale[g] + 16 * i));
+          Wide whole = _mm512_cvtps_epi32(_mm512_mul_ps(w, factor));
           __m512 back = _mm512_cvtepi32_ps(whole);
           total = _mm512_fmadd_ps(back, _mm512_load_ps(work.v_inverse[g] + 16 * i), total);
           shift = _mm512_fmadd_ps(back, _mm512_load_ps(work.v_low[g] + 16 * i), shift);
-          _mm_store_si128(reinterpret_cast<__m128i*>(work.weight[h][g] + 16 * i), _mm512_cvtusepi32_epi8(whole));
+          _mm_store_si128(reinterpret_cast<__m128i*>(work.weight[h][g] + 16 * i), _mm512_cvtepi32_epi8(whole));
         }
-        work.weight_step[h][g] = step;
-        work.total[h][g] += step * _mm512_reduce_add_ps(total);
-        work.shift[h][g] += step * _mm512_reduce_add_ps(shift);
+        float *totals = work.total[h][g], *shifts = work.shift[h][g];
+        _mm512_store_ps(totals, _mm512_fmadd_ps(total, step, _mm512_load_ps(totals)));
+        _mm512_store_ps(shifts, _mm512_fmadd_ps(shift, step, _mm512_load_ps(shifts)));
       }
     }
   }

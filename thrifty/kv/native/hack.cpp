@@ -29,7 +29,7 @@ const Variant* find(const char* name) {
 // Blocks of a span. It depends on the problem alone, so that the result does not depend on the number of threads.
 int64_t span_of(const Call& call) {
   int64_t all = call.rows * call.kv_heads * call.blocks;
-  int64_t most = 8192 / call.tokens, least = 512 / call.tokens, even = all / 64;
+  int64_t most = 8192 / call.tokens, least = 1024 / call.tokens, even = all / 64;
   return even < least ? least : even > most ? most : even;
 }
 
@@ -68,7 +68,9 @@ struct Job {
           for (int64_t g = 0; g < call.dim / call.group; ++g) total[g] += factor * one[16 + g];
           for (int64_t c = 0; c < call.dim; ++c) sum[c] += factor * one[kHeader + c];
         }
-        for (int64_t c = 0; c < call.dim; ++c) out[c] = sum[c] / total[c / call.group];
+        for (int64_t c = 0; c < call.dim; ++c) out[c] = sum[c];
+        for (int64_t g = 0; g < call.dim / call.group; ++g)
+          for (int64_t c = g * call.group; c < (g + 1) * call.group; ++c) out[c] /= total[g];
       }
   }
 };

@@ -16,17 +16,21 @@ namespace {
 
 using namespace thrifty;
 
+constexpr int kLanes = 16;
+
 struct alignas(64) Work {
   float query[kMaxHeads][kMaxDim];  // times softmax scale and log2 e
   int8_t folded[kMaxHeads][kMaxDim];
-  float step[kMaxHeads][kMaxGroups];
+  float step[kMaxGroups][kMaxHeads];
   float base[kMaxHeads];
   float score[kMaxHeads][kMaxTokens];
   float v_scale[kMaxGroups][kMaxTokens], v_inverse[kMaxGroups][kMaxTokens], v_low[kMaxGroups][kMaxTokens];
   uint8_t weight[kMaxHeads][kMaxGroups][kMaxTokens];
-  float weight_step[kMaxHeads][kMaxGroups];
-  float top[kMaxHeads], total[kMaxHeads][kMaxGroups], shift[kMaxHeads][kMaxGroups];
+  float weight_step[kMaxGroups][kMaxHeads];
+  float top[kMaxHeads];
+  float total[kMaxHeads][kMaxGroups][kLanes], shift[kMaxHeads][kMaxGroups][kLanes];  // sums, in parts
   float mixed[kMaxHeads][kMaxDim];
+  uint8_t group_of[kMaxDim];
 };
 
 constexpr float kTiny = 1e-30f;
@@ -136,7 +140,7 @@ struct Plain {
           work.folded[h][V::order(call.k.bits, c)] = static_cast<int8_t>(whole);
           sum += whole;
         }
-        work.step[h][g] = step;
+        work.step[g][h] = step;
         base -= middle * step * static_cast<float>(sum);
       }
       work.base[h] = base;
@@ -168,7 +172,7 @@ struct Plain {
         for (int64_t g = 0; g * call.group < call.dim; ++g) {
           int32_t sum = 0;
           for (int64_t c = g * call.group; c < (g + 1) * call.group; ++c) sum += row[c] * work.folded[h][c];
-          score += work.step[h][g] * static_cast<float>(sum);
+          score += work.step[g][h] * static_cast<float>(sum);
         }
         work.score[h][t] = score;
       }
@@ -179,8 +183,9 @@ struct Plain {
     if (!(most > work.top[h])) return;
     float shrink = exp2_of(work.top[h] - most);
     work.top[h] = most;
-    for (int64_t g = 0; g < call.dim / call.group; ++g) work.total[h][g] *= shrink, work.shift[h][g] *= shrink;
-    for (int64_t c = 0; c < kMaxDim; ++c) work.mixed[h][c] *= shrink;
+    for (int64_t g = 0; g < call.dim / call.group; ++g)
+      for (int i = 0; i < kLanes; ++i) work.total[h][g][i] *= shrink, work.shift[h][g][i] *= shrink;
+    for (int64_t c = 0; c < call.dim + 63 && c < kMaxDim; ++c) work.mixed[h][c] *= shrink;
   }
 
   static void weigh(const Call& call, int heads, Work& work) {
@@ -207,9 +212,9 @@ struct Plain {
           shift += whole * work.v_low[g][t];
         }
         float step = top / 255;
-        work.weight_step[h][g] = step;
-        work.total[h][g] += step * total;
-        work.shift[h][g] += step * shift;
+        work.weight_step[g][h] = step;
+        work.total[h][g][0] += step * total;
+        work.shift[h][g][0] += step * shift;
       }
     }
   }
@@ -228,7 +233,7 @@ struct Plain {
     }
     for (int h = 0; h < heads; ++h)
       for (int64_t c = 0; c < call.dim; ++c)
-        work.mixed[h][c] += work.weight_step[h][c / call.group] * static_cast<float>(sum[h][c]);
+        work.mixed[h][c] += work.weight_step[work.group_of[c]][h] * static_cast<float>(sum[h][c]);
   }
 
   // Where `mix` keeps channel c.
@@ -255,7 +260,7 @@ struct Plain {
         for (int64_t t = 0; t < size; ++t) most = work.score[h][t] > most ? work.score[h][t] : most;
         raise_top(call, h, most, work);
         for (int64_t t = 0; t < size; ++t) work.score[h][t] = exp2_of(work.score[h][t] - work.top[h]);
-        for (int64_t t = 0; t < size; ++t) work.total[h][0] += work.score[h][t];
+        for (int64_t t = 0; t < size; ++t) work.total[h][0][0] += work.score[h][t];
       }
       for (int64_t t = 0; t < size; ++t) {
         V::widen(v + (done + t) * bytes, call.type, call.dim, row);
@@ -271,13 +276,21 @@ struct Plain {
 inline void begin(const Call& call, int64_t row, int64_t head, int64_t first, int heads, Work& work) {
   const float* q = call.q + ((row * call.kv_heads + head) * call.shared + first) * call.dim;
   float factor = call.scale * 1.44269504f;
+  for (int64_t c = 0, g = 0; c < call.dim; c += call.group, ++g)
+    std::memset(work.group_of + c, static_cast<int>(g), call.group);
   for (int h = 0; h < heads; ++h) {
     for (int64_t c = 0; c < call.dim; ++c) work.query[h][c] = q[h * call.dim + c] * factor;
     work.top[h] = kLowest;
-    std::memset(work.total[h], 0, sizeof work.total[h]);
-    std::memset(work.shift[h], 0, sizeof work.shift[h]);
+    std::memset(work.total[h], 0, call.dim / call.group * sizeof work.total[h][0]);
+    std::memset(work.shift[h], 0, call.dim / call.group * sizeof work.shift[h][0]);
     std::memset(work.mixed[h], 0, sizeof work.mixed[h]);
   }
+}
+
+inline float sum_of(const float* lanes) {
+  float sum = 0;
+  for (int i = 0; i < kLanes; ++i) sum += lanes[i];
+  return sum;
 }
 
 // Query heads in rounds of nearly equal size, each at most kMaxHeads.
@@ -310,9 +323,12 @@ void codes_unit(const Call& call, int64_t row, int64_t head, int64_t first, int6
     for (int h = 0; h < heads; ++h) {
       float* to = partial + (start + h) * (kHeader + dim);
       to[0] = work.top[h];
-      for (int64_t g = 0; g < groups; ++g) to[16 + g] = work.total[h][g];
-      for (int64_t c = 0; c < dim; ++c)
-        to[kHeader + c] = work.mixed[h][V::place(call.v.bits, c)] + work.shift[h][c / call.group];
+      for (int64_t g = 0; g < groups; ++g) {
+        float shift = sum_of(work.shift[h][g]);
+        to[16 + g] = sum_of(work.total[h][g]);
+        for (int64_t c = g * call.group; c < (g + 1) * call.group; ++c)
+          to[kHeader + c] = work.mixed[h][V::place(call.v.bits, c)] + shift;
+      }
     }
   }
 }
@@ -329,7 +345,7 @@ void dense_unit(const Call& call, int64_t row, int64_t head, float* partial) {
     for (int h = 0; h < heads; ++h) {
       float* to = partial + (start + h) * (kHeader + call.dim);
       to[0] = work.top[h];
-      for (int64_t g = 0; g < call.dim / call.group; ++g) to[16 + g] = work.total[h][0];
+      for (int64_t g = 0; g < call.dim / call.group; ++g) to[16 + g] = work.total[h][0][0];
       std::memcpy(to + kHeader, work.mixed[h], 4 * call.dim);
     }
   }
