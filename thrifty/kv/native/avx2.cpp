@@ -5,9 +5,7 @@
 #include "unit.h"
 
 namespace {
-struct Avx2 : Plain {
-  static void fetch(const uint8_t*, int64_t, const uint8_t*, int64_t) {}
-};
+struct Avx2 : Plain {};
 }  // namespace
 
 namespace thrifty {

@@ -64,11 +64,14 @@ inline void transpose(Wide (&x)[4]) {
 
 inline __mmask16 first_bytes(int64_t count) { return static_cast<__mmask16>(count >= 16 ? 0xffff : (1 << count) - 1); }
 
-inline __m512 load_floats(const uint8_t* from, int64_t type, int64_t i) {
-  if (type == kFloat32) return _mm512_loadu_ps(from + 4 * i);
-  __m256i half = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from + 2 * i));
+inline __m512 floats_of(__m256i half, int64_t type) {
   if (type == kFloat16) return _mm512_cvtph_ps(half);
   return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16));
+}
+
+inline __m512 load_floats(const uint8_t* from, int64_t type, int64_t i) {
+  if (type == kFloat32) return _mm512_loadu_ps(from + 4 * i);
+  return floats_of(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from + 2 * i)), type);
 }
 
 inline __m512 exp2_of(__m512 x) {
@@ -104,83 +107,106 @@ inline __m128 sum_of_each(const __m512 (&x)[4]) {
   return _mm_add_ps(_mm256_castps256_ps128(d), _mm256_extractf128_ps(d, 1));
 }
 
+constexpr int kTiles = 2;  // of 16 tokens, treated together: more sums at a time, and each broadcast serves twice
+
 template <int BITS, int HEADS>
 struct Dot {
   static constexpr int F = kFields<BITS>, kSpan = BITS == 3 ? 16 : 4 * F;  // channels of a dword of a row
-  __m512 sum[HEADS];
-  Wide acc[HEADS];
+  __m512 sum[kTiles][HEADS];
+  Wide acc[kTiles][HEADS];
+  Wide low[kTiles][4], high[kTiles][4];
 
-  // Dword i of 16 rows against the channels that it holds.
-  inline void add(Wide low, Wide high, int64_t i, const Work& work) {
+  explicit Dot(const Slot& slot) {
+    for (int t = 0; t < kTiles; ++t)
+      for (int h = 0; h < HEADS; ++h) sum[t][h] = _mm512_set1_ps(slot.base[h]), acc[t][h] = _mm512_setzero_si512();
+  }
+
+  template <bool FULL>
+  inline void load(const uint8_t* codes, int64_t bytes, int64_t chunk, int64_t plane) {
+    __mmask16 mask = first_bytes(plane - 16 * chunk), mask_high = first_bytes(plane / 2 - 8 * chunk);
+#pragma GCC unroll 2
+    for (int t = 0; t < kTiles; ++t) {
+#pragma GCC unroll 4
+      for (int a = 0; a < 4; ++a) {
+        const uint8_t* rows = codes + (16 * t + 4 * a) * bytes;
+        low[t][a] = load_rows<FULL>(rows + 16 * chunk, bytes, mask);
+        if constexpr (BITS == 3) high[t][a] = load_high(rows + plane + 8 * chunk, bytes, mask_high);
+      }
+      transpose(low[t]);
+      if constexpr (BITS == 3) transpose(high[t]);
+    }
+  }
+
+  // Dword i of a chunk of every row against the channels that it holds.
+  inline void add(int64_t chunk, int i, const Slot& slot) {
 #pragma GCC unroll 4
     for (int f = 0; f < F; ++f) {
-      Wide codes = field<BITS>(low, high, f);
+      Wide codes[kTiles];
+#pragma GCC unroll 2
+      for (int t = 0; t < kTiles; ++t) codes[t] = field<BITS>(low[t][i], high[t][i], f);
 #pragma GCC unroll 4
       for (int h = 0; h < HEADS; ++h) {
         int32_t four;
-        std::memcpy(&four, &work.folded[h][4 * (i * F + f)], 4);
-        acc[h] = _mm512_dpbusd_epi32(acc[h], codes, _mm512_set1_epi32(four));
+        std::memcpy(&four, &slot.folded[h][4 * ((4 * chunk + i) * F + f)], 4);
+        const Wide query = _mm512_set1_epi32(four);
+#pragma GCC unroll 2
+        for (int t = 0; t < kTiles; ++t) acc[t][h] = _mm512_dpbusd_epi32(acc[t][h], codes[t], query);
       }
     }
   }
 
-  inline void flush(int64_t g, const Work& work) {
+  inline void flush(int64_t g, const Slot& slot) {
 #pragma GCC unroll 4
-    for (int h = 0; h < HEADS; ++h) {
-      sum[h] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(acc[h]), _mm512_set1_ps(work.step[g][h]), sum[h]);
-      acc[h] = _mm512_setzero_si512();
-    }
+    for (int h = 0; h < HEADS; ++h)
+#pragma GCC unroll 2
+      for (int t = 0; t < kTiles; ++t) {
+        sum[t][h] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(acc[t][h]), _mm512_set1_ps(slot.step[g][h]), sum[t][h]);
+        acc[t][h] = _mm512_setzero_si512();
+      }
+  }
+
+  inline void store(int64_t t0, Slot& slot) {
+    const Wide order = _mm512_set_epi32(15, 11, 7, 3, 14, 10, 6, 2, 13, 9, 5, 1, 12, 8, 4, 0);
+#pragma GCC unroll 4
+    for (int h = 0; h < HEADS; ++h)
+#pragma GCC unroll 2
+      for (int t = 0; t < kTiles; ++t)
+        _mm512_store_ps(slot.score[h] + t0 + 16 * t, _mm512_permutexvar_ps(order, sum[t][h]));
   }
 };
 
-template <int BITS, bool FULL>
-inline void load_keys(const uint8_t* codes, int64_t bytes, int64_t chunk, int64_t plane, Wide (&low)[4], Wide (&high)[4]) {
-  __mmask16 mask = first_bytes(plane - 16 * chunk), mask_high = first_bytes(plane / 2 - 8 * chunk);
-#pragma GCC unroll 4
-  for (int a = 0; a < 4; ++a) {
-    low[a] = load_rows<FULL>(codes + 16 * chunk + 4 * a * bytes, bytes, mask);
-    if constexpr (BITS == 3) high[a] = load_high(codes + plane + 8 * chunk + 4 * a * bytes, bytes, mask_high);
-  }
-  transpose(low);
-  if constexpr (BITS == 3) transpose(high);
-}
-
 template <int BITS, int HEADS>
-void scores_of(const Call& call, const uint8_t* codes, Work& work) {
+void scores_of(const Call& call, const uint8_t* codes, Slot& slot) {
   using D = Dot<BITS, HEADS>;
   const int64_t bytes = row_bytes(call, call.k), plane = BITS == 3 ? call.dim / 4 : bytes;
   const int64_t dwords = plane / 4, each = call.group / D::kSpan;
-  const Wide order = _mm512_set_epi32(15, 11, 7, 3, 14, 10, 6, 2, 13, 9, 5, 1, 12, 8, 4, 0);
-  for (int64_t t = 0; t < call.tokens; t += 16, codes += 16 * bytes) {
-    D dot;
-    for (int h = 0; h < HEADS; ++h) dot.sum[h] = _mm512_set1_ps(work.base[h]), dot.acc[h] = _mm512_setzero_si512();
-    Wide low[4], high[4];
+  for (int64_t t = 0; t < call.tokens; t += 16 * kTiles, codes += 16 * kTiles * bytes) {
+    D dot(slot);
     int64_t g = 0, left = each, chunk = 0;
     for (; 4 * chunk + 4 <= dwords; ++chunk) {
-      load_keys<BITS, true>(codes, bytes, chunk, plane, low, high);
+      dot.template load<true>(codes, bytes, chunk, plane);
       if (left >= 4) {
 #pragma GCC unroll 4
-        for (int i = 0; i < 4; ++i) dot.add(low[i], high[i], 4 * chunk + i, work);
-        if ((left -= 4) == 0) dot.flush(g++, work), left = each;
+        for (int i = 0; i < 4; ++i) dot.add(chunk, i, slot);
+        if ((left -= 4) == 0) dot.flush(g++, slot), left = each;
       } else {
 #pragma GCC unroll 4
         for (int i = 0; i < 4; ++i) {
-          dot.add(low[i], high[i], 4 * chunk + i, work);
-          if (--left == 0) dot.flush(g++, work), left = each;
+          dot.add(chunk, i, slot);
+          if (--left == 0) dot.flush(g++, slot), left = each;
         }
       }
     }
     if (4 * chunk < dwords) {
-      load_keys<BITS, false>(codes, bytes, chunk, plane, low, high);
+      dot.template load<false>(codes, bytes, chunk, plane);
 #pragma GCC unroll 3
       for (int i = 0; i < 3; ++i) {
         if (4 * chunk + i >= dwords) break;
-        dot.add(low[i], high[i], 4 * chunk + i, work);
-        if (--left == 0) dot.flush(g++, work), left = each;
+        dot.add(chunk, i, slot);
+        if (--left == 0) dot.flush(g++, slot), left = each;
       }
     }
-    for (int h = 0; h < HEADS; ++h)
-      _mm512_store_ps(work.score[h] + t, _mm512_permutexvar_ps(order, dot.sum[h]));
+    dot.store(t, slot);
   }
 }
 
@@ -221,7 +247,7 @@ inline int64_t channel_of(int64_t column, int a, int i) {
 }
 
 template <int BITS, int HEADS, bool FULL>
-void mix_column(const Call& call, const uint8_t* codes, int64_t column, Work& work) {
+void mix_column(const Call& call, const uint8_t* codes, int64_t column, const Slot& slot, Work& work) {
   const int64_t bytes = row_bytes(call, call.v), plane = BITS == 3 ? call.dim / 4 : bytes;
   const Column<BITS> part(plane, column);
   const uint8_t *row = codes + 16 * Column<BITS>::kLoads * column, *high = codes + plane + 8 * column;
@@ -233,7 +259,7 @@ void mix_column(const Call& call, const uint8_t* codes, int64_t column, Work& wo
 #pragma GCC unroll 4
       for (int h = 0; h < HEADS; ++h) {
         int32_t weights;
-        std::memcpy(&weights, &work.weight[h][g][t], 4);
+        std::memcpy(&weights, &slot.weight[h][g][t], 4);
 #pragma GCC unroll 4
         for (int a = 0; a < 4; ++a) acc[h][a] = _mm512_dpbusd_epi32(acc[h][a], _mm512_set1_epi32(weights), four[a]);
       }
@@ -243,7 +269,7 @@ void mix_column(const Call& call, const uint8_t* codes, int64_t column, Work& wo
 #pragma GCC unroll 4
       for (int a = 0; a < 4; ++a) {
         float* to = work.mixed[h] + 64 * column + 16 * a;
-        __m512 step = _mm512_set1_ps(work.weight_step[g][h]);
+        __m512 step = _mm512_set1_ps(slot.weight_step[g][h]);
         _mm512_store_ps(to, _mm512_fmadd_ps(_mm512_cvtepi32_ps(acc[h][a]), step, _mm512_load_ps(to)));
       }
     return;
@@ -258,7 +284,7 @@ void mix_column(const Call& call, const uint8_t* codes, int64_t column, Work& wo
   for (int64_t t = 0; t < call.tokens; t += 4) {
     part.template load<FULL>(row + t * bytes, high + t * bytes, bytes, four);
     for (int h = 0; h < HEADS; ++h) {
-      for (int64_t one = g; one * call.group < last; ++one) std::memcpy(&words[one], &work.weight[h][one][t], 4);
+      for (int64_t one = g; one * call.group < last; ++one) std::memcpy(&words[one], &slot.weight[h][one][t], 4);
       Wide all = _mm512_load_si512(words);
 #pragma GCC unroll 4
       for (int a = 0; a < 4; ++a)
@@ -269,49 +295,49 @@ void mix_column(const Call& call, const uint8_t* codes, int64_t column, Work& wo
     for (int a = 0; a < 4; ++a) {
       float* to = work.mixed[h] + 64 * column + 16 * a;
       Wide at = _mm512_slli_epi32(_mm512_load_si512(index[a]), 2);  // weight_step is [group][4]
-      __m512 step = _mm512_i32gather_ps(at, work.weight_step[0] + h, 4);
+      __m512 step = _mm512_i32gather_ps(at, slot.weight_step[0] + h, 4);
       _mm512_store_ps(to, _mm512_fmadd_ps(_mm512_cvtepi32_ps(acc[h][a]), step, _mm512_load_ps(to)));
     }
 }
 
 template <int BITS, int HEADS>
-void mix_of(const Call& call, const uint8_t* codes, Work& work) {
+void mix_of(const Call& call, const uint8_t* codes, const Slot& slot, Work& work) {
   for (int64_t column = 0; 64 * column < call.dim; ++column)
     if (64 * (column + 1) <= call.dim)
-      mix_column<BITS, HEADS, true>(call, codes, column, work);
+      mix_column<BITS, HEADS, true>(call, codes, column, slot, work);
     else
-      mix_column<BITS, HEADS, false>(call, codes, column, work);
+      mix_column<BITS, HEADS, false>(call, codes, column, slot, work);
 }
 
-template <template <int, int> class Part, int BITS>
-void by_heads(const Call& call, int heads, const uint8_t* codes, Work& work) {
-  if (heads == 1) return Part<BITS, 1>::run(call, codes, work);
-  if (heads == 2) return Part<BITS, 2>::run(call, codes, work);
-  if (heads == 3) return Part<BITS, 3>::run(call, codes, work);
-  return Part<BITS, 4>::run(call, codes, work);
+template <template <int, int> class Part, int BITS, class... More>
+void by_heads(int heads, More&&... more) {
+  if (heads == 1) return Part<BITS, 1>::run(more...);
+  if (heads == 2) return Part<BITS, 2>::run(more...);
+  if (heads == 3) return Part<BITS, 3>::run(more...);
+  return Part<BITS, 4>::run(more...);
 }
 
-template <template <int, int> class Part>
-void by_bits(const Call& call, int64_t bits, int heads, const uint8_t* codes, Work& work) {
-  if (bits == 2) return by_heads<Part, 2>(call, heads, codes, work);
-  if (bits == 3) return by_heads<Part, 3>(call, heads, codes, work);
-  if (bits == 4) return by_heads<Part, 4>(call, heads, codes, work);
-  return by_heads<Part, 8>(call, heads, codes, work);
+template <template <int, int> class Part, class... More>
+void by_bits(int64_t bits, int heads, More&&... more) {
+  if (bits == 2) return by_heads<Part, 2>(heads, more...);
+  if (bits == 3) return by_heads<Part, 3>(heads, more...);
+  if (bits == 4) return by_heads<Part, 4>(heads, more...);
+  return by_heads<Part, 8>(heads, more...);
 }
 
 template <int BITS, int HEADS>
 struct Scores {
-  static void run(const Call& call, const uint8_t* codes, Work& work) { scores_of<BITS, HEADS>(call, codes, work); }
+  static void run(const Call& call, const uint8_t* codes, Slot& slot) { scores_of<BITS, HEADS>(call, codes, slot); }
 };
 template <int BITS, int HEADS>
 struct Mix {
-  static void run(const Call& call, const uint8_t* codes, Work& work) { mix_of<BITS, HEADS>(call, codes, work); }
+  static void run(const Call& call, const uint8_t* codes, const Slot& slot, Work& work) {
+    mix_of<BITS, HEADS>(call, codes, slot, work);
+  }
 };
 
 struct Avx512 : Plain {
   static constexpr float kOffset = 128;
-
-  static void fetch(const uint8_t*, int64_t, const uint8_t*, int64_t) {}
 
   static void widen(const uint8_t* from, int64_t type, int64_t count, float* to) {
     for (int64_t i = 0; i < count; i += 16) _mm512_storeu_ps(to + i, load_floats(from, type, i));
@@ -325,15 +351,15 @@ struct Avx512 : Plain {
   }
 
   template <class V>
-  static void fold(const Call& call, int heads, const uint8_t* scale, const uint8_t* low, Work& work) {
-    if (heads == 1) return fold_heads<1>(call, scale, low, work);
-    if (heads == 2) return fold_heads<2>(call, scale, low, work);
-    if (heads == 3) return fold_heads<3>(call, scale, low, work);
-    return fold_heads<4>(call, scale, low, work);
+  static void fold(const Call& call, int heads, const uint8_t* scale, const uint8_t* low, const Work& work, Slot& slot) {
+    if (heads == 1) return fold_heads<1>(call, scale, low, work, slot);
+    if (heads == 2) return fold_heads<2>(call, scale, low, work, slot);
+    if (heads == 3) return fold_heads<3>(call, scale, low, work, slot);
+    return fold_heads<4>(call, scale, low, work, slot);
   }
 
   template <int HEADS>
-  static void fold_heads(const Call& call, const uint8_t* scale, const uint8_t* low, Work& work) {
+  static void fold_heads(const Call& call, const uint8_t* scale, const uint8_t* low, const Work& work, Slot& slot) {
     const __m512 middle = _mm512_set1_ps(((1 << call.k.bits) - 1) * 0.5f);
     const __m128i fields = call.k.bits == 8   ? _mm_setr_epi8(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15)
                            : call.k.bits == 4 ? _mm_setr_epi8(0, 2, 4, 6, 1, 3, 5, 7, 8, 10, 12, 14, 9, 11, 13, 15)
@@ -353,7 +379,7 @@ struct Avx512 : Plain {
       }
       alignas(16) float inverse[4];
       __m128 highest = _mm_max_ps(max_of_each(most), _mm_set1_ps(kTiny));
-      _mm_store_ps(work.step[g], _mm_mul_ps(highest, _mm_set1_ps(1.f / 127)));
+      _mm_store_ps(slot.step[g], _mm_mul_ps(highest, _mm_set1_ps(1.f / 127)));
       _mm_store_ps(inverse, _mm_div_ps(_mm_set1_ps(127.f), highest));
       Wide sum[4] = {};
       for (int64_t c = first; c < first + call.group; c += 16) {
@@ -364,83 +390,121 @@ struct Avx512 : Plain {
           Wide whole = _mm512_cvtps_epi32(_mm512_mul_ps(x, _mm512_set1_ps(inverse[h])));
           sum[h] = _mm512_add_epi32(sum[h], whole);
           __m128i bytes = _mm_shuffle_epi8(_mm512_cvtepi32_epi8(whole), fields);
-          _mm_store_si128(reinterpret_cast<__m128i*>(work.folded[h] + c), bytes);
+          _mm_store_si128(reinterpret_cast<__m128i*>(slot.folded[h] + c), bytes);
         }
       }
 #pragma GCC unroll 4
       for (int h = 0; h < HEADS; ++h)
-        rounded[h] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum[h]), _mm512_set1_ps(work.step[g][h]), rounded[h]);
+        rounded[h] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum[h]), _mm512_set1_ps(slot.step[g][h]), rounded[h]);
     }
 #pragma GCC unroll 4
     for (int h = 0; h < HEADS; ++h) base[h] = _mm512_fnmadd_ps(middle, rounded[h], base[h]);
-    _mm_store_ps(work.base, sum_of_each(base));
+    _mm_store_ps(slot.base, sum_of_each(base));
   }
 
-  static void scores(const Call& call, int heads, const uint8_t* codes, Work& work) {
-    by_bits<Scores>(call, call.k.bits, heads, codes, work);
+  static void scores(const Call& call, int heads, const uint8_t* codes, Slot& slot) {
+    by_bits<Scores>(call.k.bits, heads, call, codes, slot);
   }
 
-  static void mix(const Call& call, int heads, const uint8_t* codes, Work& work) {
-    by_bits<Mix>(call, call.v.bits, heads, codes, work);
+  static void mix(const Call& call, int heads, const uint8_t* codes, const Slot& slot, Work& work) {
+    by_bits<Mix>(call.v.bits, heads, call, codes, slot, work);
   }
 
-  static void read_values(const Call& call, const uint8_t* scale, const uint8_t* low, Work& work) {
+  static void read_values(const Call& call, const uint8_t* scale, const uint8_t* low, Slot& slot) {
     const int64_t groups = call.dim / call.group;
     const float offset = call.v.bits == 8 ? kOffset : 0;
-    alignas(64) float s[kMaxTokens * kMaxGroups], l[kMaxTokens * kMaxGroups];
-    widen(scale, call.type, call.tokens * groups, s);
-    widen(low, call.type, call.tokens * groups, l);
-    const Wide stride = _mm512_mullo_epi32(_mm512_set1_epi32(static_cast<int32_t>(groups)),
-                                           _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0));
-    for (int64_t g = 0; g < groups; ++g)
-      for (int64_t t = 0; t < call.tokens; t += 16) {
-        const float *from = s + t * groups + g, *from_low = l + t * groups + g;
-        __m512 one = groups == 1 ? _mm512_load_ps(from) : _mm512_i32gather_ps(stride, from, 4);
-        __m512 two = groups == 1 ? _mm512_load_ps(from_low) : _mm512_i32gather_ps(stride, from_low, 4);
-        one = _mm512_max_ps(one, _mm512_set1_ps(kTiny));
-        __m512 inverse = inverse_of(one);
-        _mm512_store_ps(work.v_scale[g] + t, one);
-        _mm512_store_ps(work.v_inverse[g] + t, inverse);
-        _mm512_store_ps(work.v_low[g] + t, _mm512_fmadd_ps(two, inverse, _mm512_set1_ps(offset)));
-      }
+    if (groups == 1) {
+      for (int64_t t = 0; t < call.tokens; t += 16)
+        put_values(slot, 0, t, load_floats(scale, call.type, t), load_floats(low, call.type, t), offset);
+    } else if (groups <= 4 && call.type != kFloat32) {
+      read_few(call, scale, low, offset, slot);
+    } else {
+      alignas(64) float s[kMaxTokens * kMaxGroups], l[kMaxTokens * kMaxGroups];
+      widen(scale, call.type, call.tokens * groups, s);
+      widen(low, call.type, call.tokens * groups, l);
+      const Wide stride = _mm512_mullo_epi32(_mm512_set1_epi32(static_cast<int32_t>(groups)),
+                                             _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0));
+      for (int64_t g = 0; g < groups; ++g)
+        for (int64_t t = 0; t < call.tokens; t += 16)
+          put_values(slot, g, t, _mm512_i32gather_ps(stride, s + t * groups + g, 4),
+                     _mm512_i32gather_ps(stride, l + t * groups + g, 4), offset);
+    }
   }
 
-  static void weigh(const Call& call, int heads, Work& work) {
-    if (call.tokens == 64) return weigh_tokens<64>(call, heads, work);
-    if (call.tokens == 32) return weigh_tokens<32>(call, heads, work);
-    if (call.tokens == 128) return weigh_tokens<128>(call, heads, work);
-    Plain::weigh(call, heads, work);
+  // Two to four groups of 16-bit scales: 16 tokens of them lie in two vectors, sorted by one permutation for a pair.
+  static void read_few(const Call& call, const uint8_t* scale, const uint8_t* low, float offset, Slot& slot) {
+    const int groups = static_cast<int>(call.dim / call.group);
+    alignas(64) int16_t index[2][32];
+    for (int g = 0; g < 4; ++g)
+      for (int i = 0; i < 16; ++i) index[g / 2][16 * (g % 2) + i] = static_cast<int16_t>(i * groups + g);
+    const __mmask32 rest = groups == 4 ? 0xffffffff : groups == 3 ? 0xffff : 0;
+    for (int64_t t = 0; t < call.tokens; t += 16, scale += 32 * groups, low += 32 * groups) {
+      Wide s0 = _mm512_loadu_si512(scale), s1 = _mm512_maskz_loadu_epi16(rest, scale + 64);
+      Wide l0 = _mm512_loadu_si512(low), l1 = _mm512_maskz_loadu_epi16(rest, low + 64);
+      for (int g = 0; g < groups; g += 2) {
+        const Wide sorted = _mm512_load_si512(index[g / 2]);
+        Wide s = _mm512_permutex2var_epi16(s0, sorted, s1), l = _mm512_permutex2var_epi16(l0, sorted, l1);
+        put_values(slot, g, t, floats_of(_mm512_castsi512_si256(s), call.type),
+                   floats_of(_mm512_castsi512_si256(l), call.type), offset);
+        if (g + 1 < groups)
+          put_values(slot, g + 1, t, floats_of(_mm512_extracti32x8_epi32(s, 1), call.type),
+                     floats_of(_mm512_extracti32x8_epi32(l, 1), call.type), offset);
+      }
+    }
+  }
+
+  static void put_values(Slot& slot, int64_t g, int64_t t, __m512 scale, __m512 low, float offset) {
+    scale = _mm512_max_ps(scale, _mm512_set1_ps(kTiny));
+    __m512 inverse = inverse_of(scale);
+    _mm512_store_ps(slot.values[g][0] + t, scale);
+    _mm512_store_ps(slot.values[g][1] + t, inverse);
+    _mm512_store_ps(slot.values[g][2] + t, _mm512_fmadd_ps(low, inverse, _mm512_set1_ps(offset)));
+  }
+
+  static void weigh(const Call& call, int heads, Slot* slots, int count, Work& work) {
+    if (call.tokens == 64) return weigh_tokens<64>(call, heads, slots, count, work);
+    if (call.tokens == 32) return weigh_tokens<32>(call, heads, slots, count, work);
+    return weigh_tokens<128>(call, heads, slots, count, work);
   }
 
   template <int TOKENS>
-  static void weigh_tokens(const Call& call, int heads, Work& work) {
-    if (heads == 1) return weigh_heads<TOKENS, 1>(call, work);
-    if (heads == 2) return weigh_heads<TOKENS, 2>(call, work);
-    if (heads == 3) return weigh_heads<TOKENS, 3>(call, work);
-    return weigh_heads<TOKENS, 4>(call, work);
+  static void weigh_tokens(const Call& call, int heads, Slot* slots, int count, Work& work) {
+    raise_tops<TOKENS>(call, heads, slots, count, work);
+    for (int i = 0; i < count; ++i) {
+      if (heads == 1) weigh_heads<TOKENS, 1>(call, slots[i], work);
+      if (heads == 2) weigh_heads<TOKENS, 2>(call, slots[i], work);
+      if (heads == 3) weigh_heads<TOKENS, 3>(call, slots[i], work);
+      if (heads == 4) weigh_heads<TOKENS, 4>(call, slots[i], work);
+    }
+  }
+
+  template <int TOKENS>
+  static void raise_tops(const Call& call, int heads, const Slot* slots, int count, Work& work) {
+    __m512 highest[4];
+    for (int h = 0; h < 4; ++h) highest[h] = _mm512_set1_ps(kLowest);
+    for (int h = 0; h < heads; ++h)
+      for (int i = 0; i < count; ++i)
+#pragma GCC unroll 8
+        for (int t = 0; t < TOKENS; t += 16)
+          highest[h] = _mm512_max_ps(highest[h], _mm512_load_ps(slots[i].score[h] + t));
+    __m128 tops = max_of_each(highest);
+    if (_mm_movemask_ps(_mm_cmpgt_ps(tops, _mm_load_ps(work.top))) & ((1 << heads) - 1)) {
+      alignas(16) float each[4];
+      _mm_store_ps(each, tops);
+      for (int h = 0; h < heads; ++h) raise_top(call, h, each[h], work);
+    }
   }
 
   template <int TOKENS, int HEADS>
-  static void weigh_heads(const Call& call, Work& work) {
+  static void weigh_heads(const Call& call, Slot& slot, Work& work) {
     constexpr int N = TOKENS / 16;
     __m512 highest[4];
-    for (int h = 0; h < 4; ++h) highest[h] = _mm512_set1_ps(kLowest);
-#pragma GCC unroll 4
-    for (int h = 0; h < HEADS; ++h)
-#pragma GCC unroll 8
-      for (int i = 0; i < N; ++i) highest[h] = _mm512_max_ps(highest[h], _mm512_load_ps(work.score[h] + 16 * i));
-    __m128 tops = max_of_each(highest);
-    if (_mm_movemask_ps(_mm_cmpgt_ps(tops, _mm_load_ps(work.top))) & ((1 << HEADS) - 1)) {
-      alignas(16) float each[4];
-      _mm_store_ps(each, tops);
-      for (int h = 0; h < HEADS; ++h) raise_top(call, h, each[h], work);
-    }
 #pragma GCC unroll 4
     for (int h = 0; h < HEADS; ++h) {
       const __m512 top = _mm512_set1_ps(work.top[h]);
 #pragma GCC unroll 8
       for (int i = 0; i < N; ++i) {
-        float* at = work.score[h] + 16 * i;
+        float* at = slot.score[h] + 16 * i;
         _mm512_store_ps(at, ::exp2_of(_mm512_sub_ps(_mm512_load_ps(at), top)));
       }
     }
@@ -448,27 +512,27 @@ struct Avx512 : Plain {
       for (int h = 0; h < 4; ++h) highest[h] = _mm512_setzero_ps();
 #pragma GCC unroll 8
       for (int i = 0; i < N; ++i) {
-        __m512 scale = _mm512_load_ps(work.v_scale[g] + 16 * i);
+        __m512 scale = _mm512_load_ps(slot.values[g][0] + 16 * i);
 #pragma GCC unroll 4
         for (int h = 0; h < HEADS; ++h)
-          highest[h] = _mm512_max_ps(highest[h], _mm512_mul_ps(_mm512_load_ps(work.score[h] + 16 * i), scale));
+          highest[h] = _mm512_max_ps(highest[h], _mm512_mul_ps(_mm512_load_ps(slot.score[h] + 16 * i), scale));
       }
       alignas(16) float inverse[4];
       __m128 most = _mm_max_ps(max_of_each(highest), _mm_set1_ps(kTiny));
-      _mm_store_ps(work.weight_step[g], _mm_mul_ps(most, _mm_set1_ps(1.f / 255)));
+      _mm_store_ps(slot.weight_step[g], _mm_mul_ps(most, _mm_set1_ps(1.f / 255)));
       _mm_store_ps(inverse, _mm_div_ps(_mm_set1_ps(255.f), most));
 #pragma GCC unroll 4
       for (int h = 0; h < HEADS; ++h) {
-        const __m512 factor = _mm512_set1_ps(inverse[h]), step = _mm512_set1_ps(work.weight_step[g][h]);
+        const __m512 factor = _mm512_set1_ps(inverse[h]), step = _mm512_set1_ps(slot.weight_step[g][h]);
         __m512 total = _mm512_setzero_ps(), shift = total;
 #pragma GCC unroll 8
         for (int i = 0; i < N; ++i) {
-          __m512 w = _mm512_mul_ps(_mm512_load_ps(work.score[h] + 16 * i), _mm512_load_ps(work.v_scale[g] + 16 * i));
+          __m512 w = _mm512_mul_ps(_mm512_load_ps(slot.score[h] + 16 * i), _mm512_load_ps(slot.values[g][0] + 16 * i));
           Wide whole = _mm512_cvtps_epi32(_mm512_mul_ps(w, factor));
           __m512 back = _mm512_cvtepi32_ps(whole);
-          total = _mm512_fmadd_ps(back, _mm512_load_ps(work.v_inverse[g] + 16 * i), total);
-          shift = _mm512_fmadd_ps(back, _mm512_load_ps(work.v_low[g] + 16 * i), shift);
-          _mm_store_si128(reinterpret_cast<__m128i*>(work.weight[h][g] + 16 * i), _mm512_cvtepi32_epi8(whole));
+          total = _mm512_fmadd_ps(back, _mm512_load_ps(slot.values[g][1] + 16 * i), total);
+          shift = _mm512_fmadd_ps(back, _mm512_load_ps(slot.values[g][2] + 16 * i), shift);
+          _mm_store_si128(reinterpret_cast<__m128i*>(slot.weight[h][g] + 16 * i), _mm512_cvtepi32_epi8(whole));
         }
         float *totals = work.total[h][g], *shifts = work.shift[h][g];
         _mm512_store_ps(totals, _mm512_fmadd_ps(total, step, _mm512_load_ps(totals)));

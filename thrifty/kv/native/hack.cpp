@@ -104,7 +104,8 @@ EXPORT int32_t thrifty_attend(const Call* call, const char* name, Parallel paral
   const Variant* variant = find(name);
   if (!variant) return 1;
   if (call->dim > kMaxDim || call->dim % 16 || call->group % 16 || call->dim % call->group ||
-      call->dim / call->group > kMaxGroups || call->tokens > kMaxTokens || call->tokens % 16)
+      call->dim / call->group > kMaxGroups || 
+      (call->tokens != 32 && call->tokens != 64 && call->tokens != 128))
     return 2;
   int64_t span = span_of(*call), spans = (call->blocks + span - 1) / span + 1;
   int64_t stride = call->shared * (kHeader + call->dim), units = call->rows * call->kv_heads * spans;

@@ -18,18 +18,25 @@ using namespace thrifty;
 
 constexpr int kLanes = 16;
 
-struct alignas(64) Work {
-  float query[kMaxHeads][kMaxDim];  // times softmax scale and log2 e
-  int8_t folded[kMaxHeads][kMaxDim];
-  float step[kMaxGroups][kMaxHeads];
+constexpr int kBatch = 4;  // blocks that go through a phase together, so that one can wait while the next computes
+
+// What is known of one block while it is treated.
+struct Slot {
+  alignas(64) int8_t folded[kMaxHeads][kMaxDim];
+  alignas(64) float step[kMaxGroups][kMaxHeads];
   float base[kMaxHeads];
-  float score[kMaxHeads][kMaxTokens];
-  float v_scale[kMaxGroups][kMaxTokens], v_inverse[kMaxGroups][kMaxTokens], v_low[kMaxGroups][kMaxTokens];
-  uint8_t weight[kMaxHeads][kMaxGroups][kMaxTokens];
-  float weight_step[kMaxGroups][kMaxHeads];
-  float top[kMaxHeads];
-  float total[kMaxHeads][kMaxGroups][kLanes], shift[kMaxHeads][kMaxGroups][kLanes];  // sums, in parts
-  float mixed[kMaxHeads][kMaxDim];
+  alignas(64) float score[kMaxHeads][kMaxTokens];
+  alignas(64) float values[kMaxGroups][3][kMaxTokens];  // scale, 1 / scale, low / scale
+  alignas(64) uint8_t weight[kMaxHeads][kMaxGroups][kMaxTokens];
+  alignas(64) float weight_step[kMaxGroups][kMaxHeads];
+};
+
+// What is kept from block to block.
+struct Work {
+  alignas(64) float query[kMaxHeads][kMaxDim];  // times softmax scale and log2 e
+  alignas(64) float top[kMaxHeads];
+  alignas(64) float total[kMaxHeads][kMaxGroups][kLanes], shift[kMaxHeads][kMaxGroups][kLanes];  // sums, in parts
+  alignas(64) float mixed[kMaxHeads][kMaxDim];
   uint8_t group_of[kMaxDim];
 };
 
@@ -90,23 +97,23 @@ struct Plain {
   }
 
   // Scales of a block of values, per group: scale, 1 / scale, low / scale.
-  static void read_values(const Call& call, const uint8_t* scale, const uint8_t* low, Work& work) {
+  static void read_values(const Call& call, const uint8_t* scale, const uint8_t* low, Slot& slot) {
     int64_t groups = call.dim / call.group;
     float offset = call.v.bits == 8 ? kOffset : 0;
     alignas(64) float s[kMaxTokens * kMaxGroups], l[kMaxTokens * kMaxGroups];
     widen(scale, call.type, call.tokens * groups, s);
     widen(low, call.type, call.tokens * groups, l);
-    finish_values(call, s, l, offset, work);
+    finish_values(call, s, l, offset, slot);
   }
 
-  static void finish_values(const Call& call, const float* s, const float* l, float offset, Work& work) {
+  static void finish_values(const Call& call, const float* s, const float* l, float offset, Slot& slot) {
     int64_t groups = call.dim / call.group;
     for (int64_t g = 0; g < groups; ++g)
       for (int64_t t = 0; t < call.tokens; ++t) {
         float one = s[t * groups + g] < kTiny ? kTiny : s[t * groups + g];
-        work.v_scale[g][t] = one;
-        work.v_inverse[g][t] = 1 / one;
-        work.v_low[g][t] = l[t * groups + g] / one + offset;
+        slot.values[g][0][t] = one;
+        slot.values[g][1][t] = 1 / one;
+        slot.values[g][2][t] = l[t * groups + g] / one + offset;
       }
   }
 
@@ -114,7 +121,7 @@ struct Plain {
   static int64_t order(int64_t, int64_t c) { return c; }
 
   template <class V>
-  static void fold(const Call& call, int heads, const uint8_t* scale, const uint8_t* low, Work& work) {
+  static void fold(const Call& call, int heads, const uint8_t* scale, const uint8_t* low, const Work& work, Slot& slot) {
     alignas(64) float s[kMaxDim], l[kMaxDim], u[kMaxDim];
     float middle = ((1 << call.k.bits) - 1) * 0.5f;
     V::widen(scale, call.type, call.dim, s);
@@ -137,13 +144,13 @@ struct Plain {
         int32_t sum = 0;
         for (int64_t c = first; c < last; ++c) {
           int32_t whole = static_cast<int32_t>((u[c] * inverse + 12582912.f) - 12582912.f);
-          work.folded[h][V::order(call.k.bits, c)] = static_cast<int8_t>(whole);
+          slot.folded[h][V::order(call.k.bits, c)] = static_cast<int8_t>(whole);
           sum += whole;
         }
-        work.step[g][h] = step;
+        slot.step[g][h] = step;
         base -= middle * step * static_cast<float>(sum);
       }
-      work.base[h] = base;
+      slot.base[h] = base;
     }
   }
 
@@ -162,19 +169,19 @@ struct Plain {
     }
   }
 
-  static void scores(const Call& call, int heads, const uint8_t* codes, Work& work) {
+  static void scores(const Call& call, int heads, const uint8_t* codes, Slot& slot) {
     int64_t bytes = row_bytes(call, call.k);
     uint8_t row[kMaxDim];
     for (int64_t t = 0; t < call.tokens; ++t) {
       unpack(codes + t * bytes, call.k.bits, call.dim, row);
       for (int h = 0; h < heads; ++h) {
-        float score = work.base[h];
+        float score = slot.base[h];
         for (int64_t g = 0; g * call.group < call.dim; ++g) {
           int32_t sum = 0;
-          for (int64_t c = g * call.group; c < (g + 1) * call.group; ++c) sum += row[c] * work.folded[h][c];
-          score += work.step[g][h] * static_cast<float>(sum);
+          for (int64_t c = g * call.group; c < (g + 1) * call.group; ++c) sum += row[c] * slot.folded[h][c];
+          score += slot.step[g][h] * static_cast<float>(sum);
         }
-        work.score[h][t] = score;
+        slot.score[h][t] = score;
       }
     }
   }
@@ -185,41 +192,45 @@ struct Plain {
     work.top[h] = most;
     for (int64_t g = 0; g < call.dim / call.group; ++g)
       for (int i = 0; i < kLanes; ++i) work.total[h][g][i] *= shrink, work.shift[h][g][i] *= shrink;
-    for (int64_t c = 0; c < call.dim + 63 && c < kMaxDim; ++c) work.mixed[h][c] *= shrink;
+    for (int64_t c = 0; c < (call.dim + 63) / 64 * 64; ++c) work.mixed[h][c] *= shrink;
   }
 
-  static void weigh(const Call& call, int heads, Work& work) {
+  static void weigh(const Call& call, int heads, Slot* slots, int count, Work& work) {
+    for (int i = 0; i < count; ++i) weigh_block(call, heads, slots[i], work);
+  }
+
+  static void weigh_block(const Call& call, int heads, Slot& slot, Work& work) {
     alignas(64) float p[kMaxTokens], w[kMaxTokens];
     for (int h = 0; h < heads; ++h) {
       float most = kLowest;
 #pragma omp simd reduction(max : most)
-      for (int64_t t = 0; t < call.tokens; ++t) most = work.score[h][t] > most ? work.score[h][t] : most;
+      for (int64_t t = 0; t < call.tokens; ++t) most = slot.score[h][t] > most ? slot.score[h][t] : most;
       raise_top(call, h, most, work);
-      for (int64_t t = 0; t < call.tokens; ++t) p[t] = exp2_of(work.score[h][t] - work.top[h]);
+      for (int64_t t = 0; t < call.tokens; ++t) p[t] = exp2_of(slot.score[h][t] - work.top[h]);
       for (int64_t g = 0; g * call.group < call.dim; ++g) {
         float top = kTiny;
 #pragma omp simd reduction(max : top)
         for (int64_t t = 0; t < call.tokens; ++t) {
-          w[t] = p[t] * work.v_scale[g][t];
+          w[t] = p[t] * slot.values[g][0][t];
           top = w[t] > top ? w[t] : top;
         }
         float inverse = 255 / top, total = 0, shift = 0;
 #pragma omp simd reduction(+ : total, shift)
         for (int64_t t = 0; t < call.tokens; ++t) {
           float whole = (w[t] * inverse + 12582912.f) - 12582912.f;
-          work.weight[h][g][t] = static_cast<uint8_t>(static_cast<int32_t>(whole));
-          total += whole * work.v_inverse[g][t];
-          shift += whole * work.v_low[g][t];
+          slot.weight[h][g][t] = static_cast<uint8_t>(static_cast<int32_t>(whole));
+          total += whole * slot.values[g][1][t];
+          shift += whole * slot.values[g][2][t];
         }
         float step = top / 255;
-        work.weight_step[g][h] = step;
+        slot.weight_step[g][h] = step;
         work.total[h][g][0] += step * total;
         work.shift[h][g][0] += step * shift;
       }
     }
   }
 
-  static void mix(const Call& call, int heads, const uint8_t* codes, Work& work) {
+  static void mix(const Call& call, int heads, const uint8_t* codes, const Slot& slot, Work& work) {
     int64_t bytes = row_bytes(call, call.v);
     int32_t sum[kMaxHeads][kMaxDim] = {};
     uint8_t row[kMaxDim];
@@ -227,13 +238,13 @@ struct Plain {
       unpack(codes + t * bytes, call.v.bits, call.dim, row);
       for (int h = 0; h < heads; ++h)
         for (int64_t g = 0; g * call.group < call.dim; ++g) {
-          int32_t weight = work.weight[h][g][t];
+          int32_t weight = slot.weight[h][g][t];
           for (int64_t c = g * call.group; c < (g + 1) * call.group; ++c) sum[h][c] += weight * row[c];
         }
     }
     for (int h = 0; h < heads; ++h)
       for (int64_t c = 0; c < call.dim; ++c)
-        work.mixed[h][c] += work.weight_step[work.group_of[c]][h] * static_cast<float>(sum[h][c]);
+        work.mixed[h][c] += slot.weight_step[work.group_of[c]][h] * static_cast<float>(sum[h][c]);
   }
 
   // Where `mix` keeps channel c.
@@ -242,7 +253,7 @@ struct Plain {
   // Sinks or open block: logits of `count` tokens, then their weighted sum; everything in float32.
   template <class V>
   static void attend_dense(const Call& call, int heads, const uint8_t* k, const uint8_t* v, int64_t count, Work& work) {
-    alignas(64) float row[kMaxDim];
+    alignas(64) float row[kMaxDim], score[kMaxHeads][kMaxTokens];
     int64_t bytes = call.dim * element_bytes(call);
     for (int64_t done = 0; done < count; done += kMaxTokens) {
       int64_t size = count - done < kMaxTokens ? count - done : kMaxTokens;
@@ -252,20 +263,20 @@ struct Plain {
           float sum = 0;
 #pragma omp simd reduction(+ : sum)
           for (int64_t c = 0; c < call.dim; ++c) sum += work.query[h][c] * row[c];
-          work.score[h][t] = sum;
+          score[h][t] = sum;
         }
       }
       for (int h = 0; h < heads; ++h) {
         float most = kLowest;
-        for (int64_t t = 0; t < size; ++t) most = work.score[h][t] > most ? work.score[h][t] : most;
+        for (int64_t t = 0; t < size; ++t) most = score[h][t] > most ? score[h][t] : most;
         raise_top(call, h, most, work);
-        for (int64_t t = 0; t < size; ++t) work.score[h][t] = exp2_of(work.score[h][t] - work.top[h]);
-        for (int64_t t = 0; t < size; ++t) work.total[h][0][0] += work.score[h][t];
+        for (int64_t t = 0; t < size; ++t) score[h][t] = exp2_of(score[h][t] - work.top[h]);
+        for (int64_t t = 0; t < size; ++t) work.total[h][0][0] += score[h][t];
       }
       for (int64_t t = 0; t < size; ++t) {
         V::widen(v + (done + t) * bytes, call.type, call.dim, row);
         for (int h = 0; h < heads; ++h) {
-          float weight = work.score[h][t];
+          float weight = score[h][t];
           for (int64_t c = 0; c < call.dim; ++c) work.mixed[h][c] += weight * row[c];
         }
       }
@@ -302,6 +313,7 @@ inline int round_of(const Call& call, int64_t first) {
 template <class V>
 void codes_unit(const Call& call, int64_t row, int64_t head, int64_t first, int64_t last, float* partial) {
   Work work;
+  Slot slots[kBatch];
   int64_t dim = call.dim, groups = dim / call.group, wide = element_bytes(call);
   const uint8_t *k_codes = at(call.k.codes, row, head), *v_codes = at(call.v.codes, row, head);
   const uint8_t *k_scale = at(call.k.scale, row, head), *k_low = at(call.k.low, row, head);
@@ -312,13 +324,15 @@ void codes_unit(const Call& call, int64_t row, int64_t head, int64_t first, int6
   for (int64_t start = 0; start < call.shared; start += heads) {
     heads = round_of(call, start);
     begin(call, row, head, start, heads, work);
-    for (int64_t b = first; b < last; ++b) {
-      V::fetch(k_codes + b * k_bytes, k_bytes, v_codes + b * v_bytes, v_bytes);
-      V::template fold<V>(call, heads, k_scale + b * k_wide, k_low + b * k_wide, work);
-      V::scores(call, heads, k_codes + b * k_bytes, work);
-      V::read_values(call, v_scale + b * v_wide, v_low + b * v_wide, work);
-      V::weigh(call, heads, work);
-      V::mix(call, heads, v_codes + b * v_bytes, work);
+    for (int64_t b = first; b < last; b += kBatch) {
+      const int count = static_cast<int>(last - b < kBatch ? last - b : kBatch);
+      for (int i = 0; i < count; ++i)
+        V::template fold<V>(call, heads, k_scale + (b + i) * k_wide, k_low + (b + i) * k_wide, work, slots[i]);
+      for (int i = 0; i < count; ++i) V::scores(call, heads, k_codes + (b + i) * k_bytes, slots[i]);
+      for (int i = 0; i < count; ++i)
+        V::read_values(call, v_scale + (b + i) * v_wide, v_low + (b + i) * v_wide, slots[i]);
+      V::weigh(call, heads, slots, count, work);
+      for (int i = 0; i < count; ++i) V::mix(call, heads, v_codes + (b + i) * v_bytes, slots[i], work);
     }
     for (int h = 0; h < heads; ++h) {
       float* to = partial + (start + h) * (kHeader + dim);
