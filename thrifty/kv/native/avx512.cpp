@@ -181,6 +181,8 @@ void scores_of(const Call& call, const uint8_t* codes, Slot& slot) {
   const int64_t bytes = row_bytes(call, call.k), plane = BITS == 3 ? call.dim / 4 : bytes;
   const int64_t dwords = plane / 4, each = call.group / D::kSpan;
   for (int64_t t = 0; t < call.tokens; t += 16 * kTiles, codes += 16 * kTiles * bytes) {
+    for (int64_t ahead = 0; ahead < 16 * kTiles * bytes; ahead += 64)
+      _mm_prefetch(reinterpret_cast<const char*>(codes + kBatch * call.tokens * bytes + ahead), _MM_HINT_T0);
     D dot(slot);
     int64_t g = 0, left = each, chunk = 0;
     for (; 4 * chunk + 4 <= dwords; ++chunk) {
@@ -246,52 +248,80 @@ inline int64_t channel_of(int64_t column, int a, int i) {
   return 64 * column + a / F * 16 * F + F * i + a % F;
 }
 
+// A column of one group: one weight for all lanes.
 template <int BITS, int HEADS, bool FULL>
-void mix_column(const Call& call, const uint8_t* codes, int64_t column, const Slot& slot, Work& work) {
+void mix_column(const Call& call, const uint8_t* codes, int64_t column, int64_t g, const Slot& slot, Work& work) {
   const int64_t bytes = row_bytes(call, call.v), plane = BITS == 3 ? call.dim / 4 : bytes;
   const Column<BITS> part(plane, column);
   const uint8_t *row = codes + 16 * Column<BITS>::kLoads * column, *high = codes + plane + 8 * column;
-  Wide acc[HEADS][4] = {}, four[4];
-  const int64_t g = 64 * column / call.group, last = 64 * (column + 1) < call.dim ? 64 * (column + 1) : call.dim;
-  if (last <= (g + 1) * call.group) {
-    for (int64_t t = 0; t < call.tokens; t += 4) {
-      part.template load<FULL>(row + t * bytes, high + t * bytes, bytes, four);
+  Wide acc[HEADS][4];
 #pragma GCC unroll 4
-      for (int h = 0; h < HEADS; ++h) {
-        int32_t weights;
-        std::memcpy(&weights, &slot.weight[h][g][t], 4);
+  for (int h = 0; h < HEADS; ++h)
 #pragma GCC unroll 4
-        for (int a = 0; a < 4; ++a) acc[h][a] = _mm512_dpbusd_epi32(acc[h][a], _mm512_set1_epi32(weights), four[a]);
-      }
+    for (int a = 0; a < 4; ++a) acc[h][a] = _mm512_setzero_si512();
+  for (int64_t t = 0; t < call.tokens; t += 4, row += 4 * bytes, high += 4 * bytes) {
+    Wide four[4];
+    part.template load<FULL>(row, high, bytes, four);
+#pragma GCC unroll 4
+    for (int h = 0; h < HEADS; ++h) {
+      int32_t weights;
+      std::memcpy(&weights, &slot.weight[h][g][t], 4);
+#pragma GCC unroll 4
+      for (int a = 0; a < 4; ++a) acc[h][a] = _mm512_dpbusd_epi32(acc[h][a], _mm512_set1_epi32(weights), four[a]);
     }
-#pragma GCC unroll 4
-    for (int h = 0; h < HEADS; ++h)
-#pragma GCC unroll 4
-      for (int a = 0; a < 4; ++a) {
-        float* to = work.mixed[h] + 64 * column + 16 * a;
-        __m512 step = _mm512_set1_ps(slot.weight_step[g][h]);
-        _mm512_store_ps(to, _mm512_fmadd_ps(_mm512_cvtepi32_ps(acc[h][a]), step, _mm512_load_ps(to)));
-      }
-    return;
   }
-  alignas(64) int32_t index[4][16];
+#pragma GCC unroll 4
+  for (int h = 0; h < HEADS; ++h)
+#pragma GCC unroll 4
+    for (int a = 0; a < 4; ++a) {
+      float* to = work.mixed[h] + 64 * column + 16 * a;
+      __m512 step = _mm512_set1_ps(slot.weight_step[g][h]);
+      _mm512_store_ps(to, _mm512_fmadd_ps(_mm512_cvtepi32_ps(acc[h][a]), step, _mm512_load_ps(to)));
+    }
+}
+
+// A column of several groups: each lane picks the weight of its own.
+template <int BITS, int HEADS, bool FULL>
+void mix_groups(const Call& call, const uint8_t* codes, int64_t column, const Slot& slot, Work& work) {
+  const int64_t bytes = row_bytes(call, call.v), plane = BITS == 3 ? call.dim / 4 : bytes;
+  const int64_t end = 64 * (column + 1) < call.dim ? 64 * (column + 1) : call.dim;
+  const int first = work.group_of[64 * column], last = work.group_of[end - 1];
+  const Column<BITS> part(plane, column);
+  const uint8_t *row = codes + 16 * Column<BITS>::kLoads * column, *high = codes + plane + 8 * column;
+  alignas(64) int32_t index[4][16], words[16] = {};
   for (int a = 0; a < 4; ++a)
     for (int i = 0; i < 16; ++i) {
       int64_t c = channel_of<BITS>(column, a, i);
-      index[a][i] = work.group_of[c < call.dim ? c : 64 * column];
+      index[a][i] = work.group_of[c < call.dim ? c : end - 1];
     }
-  alignas(64) int32_t words[16] = {};
-  for (int64_t t = 0; t < call.tokens; t += 4) {
-    part.template load<FULL>(row + t * bytes, high + t * bytes, bytes, four);
+  Wide acc[HEADS][4];
+#pragma GCC unroll 4
+  for (int h = 0; h < HEADS; ++h)
+#pragma GCC unroll 4
+    for (int a = 0; a < 4; ++a) acc[h][a] = _mm512_setzero_si512();
+  for (int64_t t = 0; t < call.tokens; t += 4, row += 4 * bytes, high += 4 * bytes) {
+    Wide four[4];
+    part.template load<FULL>(row, high, bytes, four);
+#pragma GCC unroll 4
     for (int h = 0; h < HEADS; ++h) {
-      for (int64_t one = g; one * call.group < last; ++one) std::memcpy(&words[one], &slot.weight[h][one][t], 4);
-      Wide all = _mm512_load_si512(words);
+      Wide all;
+      if (last == first + 1) {
+        int32_t one, two;
+        std::memcpy(&one, &slot.weight[h][first][t], 4);
+        std::memcpy(&two, &slot.weight[h][last][t], 4);
+        all = _mm512_mask_set1_epi32(_mm512_set1_epi32(one), static_cast<__mmask16>(1 << last), two);
+      } else {
+        for (int g = first; g <= last; ++g) std::memcpy(&words[g], &slot.weight[h][g][t], 4);
+        all = _mm512_load_si512(words);
+      }
 #pragma GCC unroll 4
       for (int a = 0; a < 4; ++a)
         acc[h][a] = _mm512_dpbusd_epi32(acc[h][a], _mm512_permutexvar_epi32(_mm512_load_si512(index[a]), all), four[a]);
     }
   }
+#pragma GCC unroll 4
   for (int h = 0; h < HEADS; ++h)
+#pragma GCC unroll 4
     for (int a = 0; a < 4; ++a) {
       float* to = work.mixed[h] + 64 * column + 16 * a;
       Wide at = _mm512_slli_epi32(_mm512_load_si512(index[a]), 2);  // weight_step is [group][4]
@@ -302,11 +332,19 @@ void mix_column(const Call& call, const uint8_t* codes, int64_t column, const Sl
 
 template <int BITS, int HEADS>
 void mix_of(const Call& call, const uint8_t* codes, const Slot& slot, Work& work) {
-  for (int64_t column = 0; 64 * column < call.dim; ++column)
-    if (64 * (column + 1) <= call.dim)
-      mix_column<BITS, HEADS, true>(call, codes, column, slot, work);
+  const int64_t block = call.tokens * row_bytes(call, call.v);
+  for (int64_t ahead = 0; ahead < block; ahead += 64)
+    _mm_prefetch(reinterpret_cast<const char*>(codes + kBatch * block + ahead), _MM_HINT_T0);
+  for (int64_t column = 0, c = 0; c < call.dim; ++column, c += 64) {
+    const int64_t end = c + 64 < call.dim ? c + 64 : call.dim;
+    const int g = work.group_of[c];
+    if (work.group_of[end - 1] == g)
+      c + 64 == end ? mix_column<BITS, HEADS, true>(call, codes, column, g, slot, work)
+                    : mix_column<BITS, HEADS, false>(call, codes, column, g, slot, work);
     else
-      mix_column<BITS, HEADS, false>(call, codes, column, slot, work);
+      c + 64 == end ? mix_groups<BITS, HEADS, true>(call, codes, column, slot, work)
+                    : mix_groups<BITS, HEADS, false>(call, codes, column, slot, work);
+  }
 }
 
 template <template <int, int> class Part, int BITS, class... More>
@@ -343,11 +381,11 @@ struct Avx512 : Plain {
     for (int64_t i = 0; i < count; i += 16) _mm512_storeu_ps(to + i, load_floats(from, type, i));
   }
 
-  static int64_t place(int64_t bits, int64_t c) {
-    int64_t in = c % 64;
-    if (bits == 8) return c;
-    if (bits == 4) return c - in + in / 32 * 32 + in % 2 * 16 + in % 32 / 2;
-    return c - in + in % 4 * 16 + in / 4;
+  static void places(int64_t bits, int64_t dim, int32_t* place) {
+    for (uint32_t c = 0; c < static_cast<uint32_t>(dim); ++c)
+      place[c] = static_cast<int32_t>(bits == 8   ? c
+                                      : bits == 4 ? (c & ~31u) + (c & 1) * 16 + (c & 31) / 2
+                                                  : (c & ~63u) + (c & 3) * 16 + (c & 63) / 4);
   }
 
   template <class V>

@@ -247,8 +247,10 @@ struct Plain {
         work.mixed[h][c] += slot.weight_step[work.group_of[c]][h] * static_cast<float>(sum[h][c]);
   }
 
-  // Where `mix` keeps channel c.
-  static int64_t place(int64_t, int64_t c) { return c; }
+  // Where `mix` keeps each channel.
+  static void places(int64_t, int64_t dim, int32_t* place) {
+    for (int32_t c = 0; c < dim; ++c) place[c] = c;
+  }
 
   // Sinks or open block: logits of `count` tokens, then their weighted sum; everything in float32.
   template <class V>
@@ -320,6 +322,8 @@ void codes_unit(const Call& call, int64_t row, int64_t head, int64_t first, int6
   const uint8_t *v_scale = at(call.v.scale, row, head), *v_low = at(call.v.low, row, head);
   int64_t k_bytes = call.tokens * row_bytes(call, call.k), v_bytes = call.tokens * row_bytes(call, call.v);
   int64_t k_wide = dim * wide, v_wide = call.tokens * groups * wide;
+  int32_t place[kMaxDim];
+  V::places(call.v.bits, dim, place);
   int heads = 0;
   for (int64_t start = 0; start < call.shared; start += heads) {
     heads = round_of(call, start);
@@ -341,7 +345,7 @@ void codes_unit(const Call& call, int64_t row, int64_t head, int64_t first, int6
         float shift = sum_of(work.shift[h][g]);
         to[16 + g] = sum_of(work.total[h][g]);
         for (int64_t c = g * call.group; c < (g + 1) * call.group; ++c)
-          to[kHeader + c] = work.mixed[h][V::place(call.v.bits, c)] + shift;
+          to[kHeader + c] = work.mixed[h][place[c]] + shift;
       }
     }
   }
