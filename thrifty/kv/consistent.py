@@ -48,7 +48,9 @@ def mix_by_token(
     folded = einsum(weights, scale, "r h q b t, r h b t g -> r h b g q t")
     step = folded.amax(-1, keepdim=True).clamp_min(_TINY) / 255
     whole = (folded / step).round_()
-    mixed = reduce((whole @ rearrange(codes, "r h b t g c -> r h b g t c")).mul_(step), "r h b g q c -> r h q g c", "sum")
+    mixed = reduce(
+        (whole @ rearrange(codes, "r h b t g c -> r h b g t c")).mul_(step), "r h b g q c -> r h q g c", "sum"
+    )
     rounded = whole * step / rearrange(scale, "r h b t g -> r h b g 1 t")
     mixed = mixed + einsum(rounded, low, "r h b g q t, r h b t g -> r h q g").unsqueeze(-1)
     return mixed, reduce(rounded, "r h b g q t -> r h q g", "sum")

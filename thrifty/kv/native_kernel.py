@@ -5,6 +5,7 @@ Where neither can be, one warning says so and the reference in PyTorch runs inst
 switch the kernel off, or `avx512`, `avx2` or `portable` to force one variant.
 """
 
+import contextlib
 import ctypes
 import functools
 import logging
@@ -133,8 +134,11 @@ def _variant(library: ctypes.CDLL, asked: str) -> str:
 def _library() -> ctypes.CDLL | None:
     """The library, compiled if need be; None, and one warning, where it cannot be had."""
     shipped = native_build.SOURCES / native_build.LIBRARY
+    with contextlib.suppress(native_build.CompileError):  # one made for another system is no reason to give up
+        if shipped.exists():
+            return _load(shipped)
     try:
-        return _load(shipped if shipped.exists() else _compiled())
+        return _load(_compiled())
     except native_build.CompileError as error:
         _log.warning("attention on codes runs in PyTorch, which is slower: %s", error)
         return None

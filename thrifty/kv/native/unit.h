@@ -196,16 +196,22 @@ struct Plain {
   }
 
   static void weigh(const Call& call, int heads, Slot* slots, int count, Work& work) {
+    // All tops before any weight: the weights of a batch are mixed after the last of them is known.
+    for (int i = 0; i < count; ++i)
+      for (int h = 0; h < heads; ++h) raise_top(call, h, highest(slots[i].score[h], call.tokens), work);
     for (int i = 0; i < count; ++i) weigh_block(call, heads, slots[i], work);
+  }
+
+  static float highest(const float* score, int64_t count) {
+    float most = kLowest;
+#pragma omp simd reduction(max : most)
+    for (int64_t t = 0; t < count; ++t) most = score[t] > most ? score[t] : most;
+    return most;
   }
 
   static void weigh_block(const Call& call, int heads, Slot& slot, Work& work) {
     alignas(64) float p[kMaxTokens], w[kMaxTokens];
     for (int h = 0; h < heads; ++h) {
-      float most = kLowest;
-#pragma omp simd reduction(max : most)
-      for (int64_t t = 0; t < call.tokens; ++t) most = slot.score[h][t] > most ? slot.score[h][t] : most;
-      raise_top(call, h, most, work);
       for (int64_t t = 0; t < call.tokens; ++t) p[t] = exp2_of(slot.score[h][t] - work.top[h]);
       for (int64_t g = 0; g * call.group < call.dim; ++g) {
         float top = kTiny;
@@ -269,9 +275,7 @@ struct Plain {
         }
       }
       for (int h = 0; h < heads; ++h) {
-        float most = kLowest;
-        for (int64_t t = 0; t < size; ++t) most = score[h][t] > most ? score[h][t] : most;
-        raise_top(call, h, most, work);
+        raise_top(call, h, highest(score[h], size), work);
         for (int64_t t = 0; t < size; ++t) score[h][t] = exp2_of(score[h][t] - work.top[h]);
         for (int64_t t = 0; t < size; ++t) work.total[h][0][0] += score[h][t];
       }
