@@ -125,7 +125,9 @@ def main() -> None:
                     torch.manual_seed(0)
                     print(f"\n{model}, {tokens} tokens, {threads} thread(s), {about['variant']}")
                     for line in measure(shape, tokens, asked.rounds):
-                        out.write(json.dumps(about | {"model": model, "tokens": tokens, "threads": threads} | line) + "\n")
+                        out.write(
+                            json.dumps(about | {"model": model, "tokens": tokens, "threads": threads} | line) + "\n"
+                        )
                         print(
                             f"  {line['contender']:22} {line['ms']:9.3f} ms  {line['bytes'] / 1e6:8.2f} MB "
                             f"{line['gb_per_s']:6.1f} GB/s  {line['share']:4.0%} of floor "

@@ -72,7 +72,7 @@ def attend(
     rows, heads, _, dim = q.shape
     closed, kv_heads = blocks.k.closed, blocks.k.open.shape[1]
     query, out = q.float().contiguous(), torch.empty(q.shape, dtype=torch.float32)
-    sides = [_inner_contiguous(side) for side in (blocks.k, blocks.v)]
+    sides = [side if _is_plain(side) else side.each(Tensor.contiguous) for side in (blocks.k, blocks.v)]
     units, unit = (closed["codes"].shape[2], closed.unit) if closed else (0, 32)
     call = _Call(
         *(_side(side, bits) for side, bits in zip(sides, (k_bits, v_bits), strict=True)),
@@ -105,9 +105,10 @@ def _suits(q: Tensor, blocks: Blocks, group: int) -> bool:
     )
 
 
-def _inner_contiguous(side: Side) -> Side:
+def _is_plain(side: Side) -> bool:
     """Rows and heads may lie anywhere; what a head has must lie in one piece."""
-    return side.each(lambda tensor: tensor if tensor[0, 0].is_contiguous() else tensor.contiguous())
+    tensors = (side.sinks, side.open, *(side.closed.tensors.values() if side.closed else ()))
+    return all(tensor.is_contiguous() or tensor[0, 0].is_contiguous() for tensor in tensors)
 
 
 def _side(side: Side, bits: int) -> _Side:
@@ -116,8 +117,8 @@ def _side(side: Side, bits: int) -> _Side:
 
 
 def _view(tensor: Tensor) -> _View:
-    size = tensor.element_size()
-    return _View(tensor.data_ptr(), tensor.stride(0) * size, tensor.stride(1) * size)
+    size, (row, head, *_) = tensor.element_size(), tensor.stride()
+    return _View(tensor.data_ptr(), row * size, head * size)
 
 
 @functools.cache
