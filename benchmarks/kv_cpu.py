@@ -1,6 +1,6 @@
 """Decode attention on a CPU: HACK's codes against PyTorch's scaled dot product attention, out of memory.
 
-    python benchmarks/kv_cpu.py [--tokens 1024 4096 16384 32768] [--threads 1 2] [--rounds 9] [--out results/kv_cpu.jsonl]
+    python benchmarks/kv_cpu.py [--tokens 1024 16384] [--threads 1 2] [--rounds 9] [--out results/kv_cpu.jsonl]
 
 Every contender walks over several copies of its cache, together larger than the last-level cache, and the contenders
 take turns in each round, so that all meet the same noise; times are medians over the rounds. SDPA is the faster of

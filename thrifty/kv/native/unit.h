@@ -117,12 +117,22 @@ struct Plain {
       }
   }
 
-  // Channel c of a row of codes goes to place `order(c)` of the folded query.
-  static int64_t order(int64_t, int64_t c) { return c; }
+  // Where `unpack` puts channel c. Only places within 16 channels change.
+  static int64_t place_of(int64_t bits, int64_t c) {
+    if (bits == 8) return c;
+    if (bits == 4) return (c & ~7) + (c & 1) * 4 + (c & 7) / 2;
+    return (c & ~15) + (c & 3) * 4 + (c & 15) / 4;
+  }
+
+  // Brings the folded query into the order in which `scores` meets the channels.
+  static void arrange(int64_t bits, int64_t dim, const int8_t* from, int8_t* to) {
+    for (int64_t c = 0; c < dim; ++c) to[place_of(bits, c)] = from[c];
+  }
 
   template <class V>
   static void fold(const Call& call, int heads, const uint8_t* scale, const uint8_t* low, const Work& work, Slot& slot) {
     alignas(64) float s[kMaxDim], l[kMaxDim], u[kMaxDim];
+    alignas(16) int8_t whole[kMaxDim];
     float middle = ((1 << call.k.bits) - 1) * 0.5f;
     V::widen(scale, call.type, call.dim, s);
     V::widen(low, call.type, call.dim, l);
@@ -140,38 +150,44 @@ struct Plain {
           float size = std::fabs(u[c]);
           most = size > most ? size : most;
         }
-        float step = most / 127, inverse = 127 / most;
-        int32_t sum = 0;
+        float step = most / 127, inverse = 127 / most, sum = 0;
+#pragma omp simd reduction(+ : sum)
         for (int64_t c = first; c < last; ++c) {
-          int32_t whole = static_cast<int32_t>((u[c] * inverse + 12582912.f) - 12582912.f);
-          slot.folded[h][V::order(call.k.bits, c)] = static_cast<int8_t>(whole);
-          sum += whole;
+          float one = (u[c] * inverse + 12582912.f) - 12582912.f;
+          whole[c] = static_cast<int8_t>(static_cast<int32_t>(one));
+          sum += one;
         }
         slot.step[g][h] = step;
-        base -= middle * step * static_cast<float>(sum);
+        base -= middle * step * sum;
       }
+      V::arrange(call.k.bits, call.dim, whole, slot.folded[h]);
       slot.base[h] = base;
     }
   }
 
-  // One row of packed codes as bytes.
+  // One row of packed codes as bytes, the fields of four bytes together: one shift and one mask for four codes.
   static void unpack(const uint8_t* row, int64_t bits, int64_t dim, uint8_t* codes) {
     if (bits == 8) {
       std::memcpy(codes, row, dim);
-    } else if (bits == 4) {
-      for (int64_t j = 0; j < dim / 2; ++j) codes[2 * j] = row[j] & 15, codes[2 * j + 1] = row[j] >> 4;
-    } else {
-      for (int64_t j = 0; j < dim / 4; ++j)
-        for (int f = 0; f < 4; ++f) codes[4 * j + f] = (row[j] >> (2 * f)) & 3;
-      if (bits == 3)
-        for (int64_t j = 0; j < dim / 8; ++j)
-          for (int f = 0; f < 8; ++f) codes[8 * j + f] |= ((row[dim / 4 + j] >> f) & 1) << 2;
+      return;
+    }
+    const int width = bits == 4 ? 4 : 2, fields = 8 / width;
+    const uint32_t mask = width == 4 ? 0x0f0f0f0f : 0x03030303;
+    for (int64_t i = 0; 4 * i * fields < dim; ++i) {
+      uint32_t word, out[4], nibbles = 0;
+      std::memcpy(&word, row + 4 * i, 4);
+      if (bits == 3) {
+        uint32_t high = row[dim / 4 + 2 * i] | row[dim / 4 + 2 * i + 1] << 8;
+        nibbles = (high & 0xf) | (high & 0xf0) << 4 | (high & 0xf00) << 8 | (high & 0xf000) << 12;
+      }
+      for (int f = 0; f < fields; ++f) out[f] = ((word >> (width * f)) & mask) | ((nibbles >> f) & 0x01010101) << 2;
+      std::memcpy(codes + 4 * i * fields, out, 4 * fields);
     }
   }
 
   static void scores(const Call& call, int heads, const uint8_t* codes, Slot& slot) {
     int64_t bytes = row_bytes(call, call.k);
-    uint8_t row[kMaxDim];
+    alignas(64) uint8_t row[kMaxDim];
     for (int64_t t = 0; t < call.tokens; ++t) {
       unpack(codes + t * bytes, call.k.bits, call.dim, row);
       for (int h = 0; h < heads; ++h) {
@@ -212,6 +228,7 @@ struct Plain {
   static void weigh_block(const Call& call, int heads, Slot& slot, Work& work) {
     alignas(64) float p[kMaxTokens], w[kMaxTokens];
     for (int h = 0; h < heads; ++h) {
+#pragma omp simd
       for (int64_t t = 0; t < call.tokens; ++t) p[t] = exp2_of(slot.score[h][t] - work.top[h]);
       for (int64_t g = 0; g * call.group < call.dim; ++g) {
         float top = kTiny;
@@ -254,8 +271,8 @@ struct Plain {
   }
 
   // Where `mix` keeps each channel.
-  static void places(int64_t, int64_t dim, int32_t* place) {
-    for (int32_t c = 0; c < dim; ++c) place[c] = c;
+  static void places(int64_t bits, int64_t dim, int32_t* place) {
+    for (int64_t c = 0; c < dim; ++c) place[c] = static_cast<int32_t>(place_of(bits, c));
   }
 
   // Sinks or open block: logits of `count` tokens, then their weighted sum; everything in float32.
