@@ -16,7 +16,7 @@ from torch import Tensor
 
 from thrifty import settings
 from thrifty.errors import SettingError
-from thrifty.kv import dense, homomorphic
+from thrifty.kv import consistent, dense, homomorphic, native_kernel
 from thrifty.kv.blocks import Blocks, Coded, HeadShape
 from thrifty.kv.quantise import pack, position_noise, quantise, unpack
 
@@ -31,8 +31,11 @@ class Hack:
     A block closes when the token after it arrives, so the newest token always sees its own block in 16 bits
     (requantisation elimination: a value is quantised once). `qp_bits=8` quantises queries and weights too, as
     published; `exact` leaves them in float32. `summation_elimination=False` stores no sums and adds the codes up at
-    each call. `None` stands for what the layout was published with. The error of a restored value is at most half
-    a scale (one scale when stochastic) plus the rounding of low and scale to `dtype`.
+    each call. `None` stands for what the layout was published with, but for `weights`: 8-bit weights of layout atc
+    are `consistent` (see `thrifty.kv.consistent`) unless `published` is asked for, whose error grows with the length.
+    For these, one new token on a CPU is computed by the kernel in C++ where it can run, unless `kernel` is
+    `reference`. The error of a restored value is at most half a scale (one scale when stochastic) plus the rounding
+    of low and scale to `dtype`.
     """
 
     layout: Literal["atc", "v1"] = "atc"
@@ -42,6 +45,8 @@ class Hack:
     rounding: Literal["nearest", "stochastic"] | None = None
     sinks: int | None = None
     qp_bits: Literal[8, "exact"] = 8
+    weights: Literal["published", "consistent"] | None = None
+    kernel: Literal["auto", "reference"] = "auto"
     summation_elimination: bool = True
     dtype: Literal["auto", "bfloat16", "float16"] = "auto"
     seed: int = 0
@@ -53,7 +58,11 @@ class Hack:
             object.__setattr__(self, "rounding", "nearest" if is_atc else "stochastic")
         if self.sinks is None:
             object.__setattr__(self, "sinks", 4 if is_atc else 0)
+        if self.weights is None:
+            object.__setattr__(self, "weights", "consistent" if is_atc else "published")
         settings.check(self)
+        if self.weights == "consistent" and not is_atc:
+            raise SettingError(f"Hack: weights=consistent with layout={self.layout}; use layout=atc")
         if self.num_sinks < 0:
             raise SettingError(f"Hack: sinks={self.sinks}; use 0 or more")
 
@@ -101,6 +110,11 @@ class Hack:
 
     def attend(self, q: Float[Tensor, "rows q_heads queries d"], blocks: Blocks, scale: float) -> Tensor:
         """One softmax over sinks, codes and open block; the codes enter both products as they are."""
+        if self._is_consistent and self.kernel == "auto":
+            group = self._group(q.shape[-1])
+            fast = native_kernel.attend(q, blocks, self.k_bits, self.v_bits, group, scale)
+            if fast is not None:
+                return fast
         query = dense.stack_queries(q, blocks.k.open.shape[1])
         logits = [dense.scores(query, blocks.k.sinks), dense.scores(query, blocks.k.open)]
         if blocks.k.closed:
@@ -108,7 +122,10 @@ class Hack:
         weights = dense.causal_softmax(torch.cat(logits, -1) * scale, q.shape[2])
         sinks, closed, opened = weights.split(blocks.v.lengths, -1)
         mixed = dense.mix(sinks, blocks.v.sinks) + dense.mix(opened, blocks.v.open)
-        if blocks.v.closed:
+        if blocks.v.closed and self._is_consistent:
+            coded, totals = self._mix_consistently(closed, blocks.v.closed)
+            mixed = consistent.normalise(mixed + coded, totals + consistent.total(sinks, opened))
+        elif blocks.v.closed:
             mixed = mixed + self._mix(closed, blocks.v.closed)
         return dense.unstack_queries(mixed, q)
 
@@ -188,12 +205,19 @@ class Hack:
         sums = None if sums is None else self._by_group(sums.float(), sums_by_channel)
         return self._codes(coded, bits), scale, low, sums
 
+    @property
+    def _is_consistent(self) -> bool:
+        return self.weights == "consistent" and self.qp_bits == 8
+
     def _scores(self, query: Float[Tensor, "rows heads stacked d"], coded: Coded) -> Tensor:
         by_channel = self.layout == "atc"
         product = homomorphic.scores_by_channel if by_channel else homomorphic.scores_by_token
         operands = self._operands(coded, self.k_bits, by_channel, sums_by_channel=False)
         grouped = rearrange(query, "r h q (g c) -> r h q g c", c=self._group(query.shape[-1]))
-        scores = product(grouped, *operands, exact=self.qp_bits == "exact")
+        if self._is_consistent:
+            scores = consistent.scores_by_channel(grouped, *operands[:3], bits=self.k_bits)
+        else:
+            scores = product(grouped, *operands, exact=self.qp_bits == "exact")
         return rearrange(scores, "r h q b t -> r h q (b t)")
 
     def _mix(self, weights: Float[Tensor, "rows heads stacked tokens"], coded: Coded) -> Tensor:
@@ -203,6 +227,12 @@ class Hack:
         blocked = rearrange(weights, "r h q (b t) -> r h q b t", t=self.partition)
         mixed = product(blocked, *operands, exact=self.qp_bits == "exact")
         return rearrange(mixed, "r h q g c -> r h q (g c)")
+
+    def _mix_consistently(self, weights: Tensor, coded: Coded) -> tuple[Tensor, Tensor]:
+        codes, scale, low, _ = self._operands(coded, self.v_bits, by_channel=False, sums_by_channel=True)
+        blocked = rearrange(weights, "r h q (b t) -> r h q b t", t=self.partition)
+        mixed, totals = consistent.mix_by_token(blocked, codes, scale, low)
+        return rearrange(mixed, "r h q g c -> r h q (g c)"), totals
 
 
 def _sum_dtype(size: int, bits: int) -> torch.dtype:

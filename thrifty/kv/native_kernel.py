@@ -1,0 +1,186 @@
+"""Decode attention on packed codes in C++ (`thrifty/kv/native`), for one new token on a CPU.
+
+The library comes with the wheel, or is compiled once into the user's cache folder (`$THRIFTY_CACHE` chooses another).
+Where neither can be, one warning says so and the reference in PyTorch runs instead. `$THRIFTY_NATIVE` is 0 to
+switch the kernel off, or `avx512`, `avx2` or `portable` to force one variant.
+"""
+
+import contextlib
+import ctypes
+import functools
+import logging
+import os
+from pathlib import Path
+
+import platformdirs
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from thrifty.errors import SettingError
+from thrifty.kv import native_build
+from thrifty.kv.blocks import Blocks, Side
+
+VERSION = 1
+VARIANTS = ("avx512", "avx2", "portable")
+MAX_DIM, MAX_GROUPS, MAX_TOKENS = 256, 16, 128
+_TYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
+_log = logging.getLogger(__name__)
+
+
+class _View(ctypes.Structure):
+    _fields_ = (("data", ctypes.c_void_p), ("row", ctypes.c_int64), ("head", ctypes.c_int64))
+
+
+class _Side(ctypes.Structure):
+    _fields_ = (*((name, _View) for name in ("sinks", "codes", "scale", "low", "open")), ("bits", ctypes.c_int64))
+
+
+_COUNTS = ("rows", "kv_heads", "shared", "dim", "blocks", "tokens", "group", "sinks", "open", "type", "threads")
+
+
+class _Call(ctypes.Structure):
+    """Mirrors `Call` in native/call.h."""
+
+    _fields_ = (
+        *(("k", _Side), ("v", _Side), ("q", ctypes.c_void_p), ("out", ctypes.c_void_p)),
+        *((name, ctypes.c_int64) for name in _COUNTS),
+        ("scale", ctypes.c_float),
+    )
+
+
+def variant() -> str | None:
+    """The variant of the kernel that runs here; None where the reference does.
+
+    Raises `SettingError` where `$THRIFTY_NATIVE` asks for one that does not exist or that this machine cannot run.
+    """
+    asked = os.environ.get("THRIFTY_NATIVE", "")
+    if asked == "0" or (library := _library()) is None:
+        return None
+    return _variant(library, asked)
+
+
+def attend(
+    q: Float[Tensor, "rows q_heads queries d"], blocks: Blocks, k_bits: int, v_bits: int, group: int, scale: float
+) -> Float[Tensor, "rows q_heads queries d"] | None:
+    """Attention of the newest token on `blocks`: keys coded per channel and block, values per token and `group`
+    channels. None where the kernel cannot do it: no library, several queries, another device, unusual shapes."""
+    name = variant() if _suits(q, blocks, group) else None
+    library = _library() if name else None
+    if name is None or library is None:
+        return None
+    rows, heads, _, dim = q.shape
+    closed, kv_heads = blocks.k.closed, blocks.k.open.shape[1]
+    query, out = q.float().contiguous(), torch.empty(q.shape, dtype=torch.float32)
+    sides = [side if _is_plain(side) else side.each(Tensor.contiguous) for side in (blocks.k, blocks.v)]
+    units, unit = (closed["codes"].shape[2], closed.unit) if closed else (0, 32)
+    call = _Call(
+        *(_side(side, bits) for side, bits in zip(sides, (k_bits, v_bits), strict=True)),
+        *(query.data_ptr(), out.data_ptr(), rows, kv_heads, heads // kv_heads, dim, units, unit, group),
+        *(blocks.k.sinks.shape[2], blocks.k.open.shape[2], _TYPES[blocks.k.open.dtype], torch.get_num_threads()),
+        scale,
+    )
+    failed = library.thrifty_attend(ctypes.byref(call), name.encode(), _torch_threads())
+    return None if failed else out.to(q.dtype)
+
+
+def _suits(q: Tensor, blocks: Blocks, group: int) -> bool:
+    k, v, dim = blocks.k, blocks.v, q.shape[-1]
+    coded = k.closed if k.closed and v.closed else None
+    tensors = [side.closed[name] for side in (k, v) if side.closed for name in ("scale", "low")]
+    return (
+        q.shape[2] == 1
+        and q.device.type == k.open.device.type == "cpu"
+        and not (q.requires_grad and torch.is_grad_enabled())
+        and q.dtype in _TYPES
+        and k.open.dtype in _TYPES
+        and all(tensor.dtype == k.open.dtype for tensor in (*tensors, k.sinks, v.sinks, v.open))
+        and k.lengths == v.lengths
+        and (coded is not None or k.lengths[1] == 0)
+        and dim <= MAX_DIM
+        and dim % group == 0
+        and group % 16 == 0
+        and dim // group <= MAX_GROUPS
+        and (coded is None or (coded.unit <= MAX_TOKENS and coded.unit % 16 == 0))
+    )
+
+
+def _is_plain(side: Side) -> bool:
+    """Rows and heads may lie anywhere; what a head has must lie in one piece."""
+    tensors = (side.sinks, side.open, *(side.closed.tensors.values() if side.closed else ()))
+    return all(tensor.is_contiguous() or tensor[0, 0].is_contiguous() for tensor in tensors)
+
+
+def _side(side: Side, bits: int) -> _Side:
+    closed = [side.closed[name] if side.closed else side.open for name in ("codes", "scale", "low")]
+    return _Side(*(_view(tensor) for tensor in (side.sinks, *closed, side.open)), bits)
+
+
+def _view(tensor: Tensor) -> _View:
+    size, (row, head, *_) = tensor.element_size(), tensor.stride()
+    return _View(tensor.data_ptr(), row * size, head * size)
+
+
+@functools.cache
+def _variant(library: ctypes.CDLL, asked: str) -> str:
+    if asked and asked not in VARIANTS:
+        raise SettingError(f"THRIFTY_NATIVE={asked}; use 0 or one of {', '.join(VARIANTS)}")
+    found = library.thrifty_variant(asked.encode())
+    if found is None:
+        raise SettingError(f"THRIFTY_NATIVE={asked}, which this machine cannot run; use another of {VARIANTS} or none")
+    return found.decode()
+
+
+@functools.cache
+def _library() -> ctypes.CDLL | None:
+    """The library, compiled if need be; None, and one warning, where it cannot be had."""
+    shipped = native_build.SOURCES / native_build.LIBRARY
+    with contextlib.suppress(native_build.CompileError):  # one made for another system is no reason to give up
+        if shipped.exists():
+            return _load(shipped)
+    try:
+        return _load(_compiled())
+    except native_build.CompileError as error:
+        _log.warning("attention on codes runs in PyTorch, which is slower: %s", error)
+        return None
+
+
+def _compiled() -> Path:
+    command = native_build.compiler()
+    if command is None:
+        raise native_build.CompileError("no C++ compiler; install g++ or clang++, or set CXX")
+    folder = Path(os.environ.get("THRIFTY_CACHE") or platformdirs.user_cache_path("thrifty")) / "native"
+    path = folder / native_build.key(command) / native_build.LIBRARY
+    if not path.exists():
+        with native_build.locked(path.with_name("lock")):
+            if not path.exists():
+                native_build.compile_library(command, path)
+    return path
+
+
+def _load(path: Path) -> ctypes.CDLL:
+    try:
+        library = ctypes.CDLL(str(path))
+        library.thrifty_version.restype = ctypes.c_int32
+        found = library.thrifty_version()
+    except (OSError, AttributeError) as error:
+        raise native_build.CompileError(f"{path} cannot be loaded: {error}") from error
+    if found != VERSION:
+        raise native_build.CompileError(f"{path} has version {found}, not {VERSION}; install thrifty again")
+    library.thrifty_variant.restype = ctypes.c_char_p
+    library.thrifty_variant.argtypes = (ctypes.c_char_p,)
+    library.thrifty_attend.restype = ctypes.c_int32
+    library.thrifty_attend.argtypes = (ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p)
+    return library
+
+
+@functools.cache
+def _torch_threads() -> ctypes.c_void_p | None:
+    """`GOMP_parallel` of the OpenMP library that torch brings, so that its threads are used and not a second team;
+    None where torch has another one, and the kernel starts threads of its own."""
+    for path in sorted((Path(torch.__file__).parent / "lib").glob("libgomp*")):
+        try:
+            return ctypes.cast(ctypes.CDLL(str(path)).GOMP_parallel, ctypes.c_void_p)
+        except (OSError, AttributeError):
+            continue
+    return None
