@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from thrifty.errors import OutputError, SettingError, ThriftyError
+from thrifty.errors import SettingError, ThriftyError
 
 if TYPE_CHECKING:
     from thrifty.report import Report
@@ -266,11 +266,11 @@ def _pairs(texts: tuple[str, ...]) -> dict[str, str]:
 
 def _check_outputs(json_file: Path | None, out: Path | None, overwrite: bool) -> None:
     """Refuse at once what could not be written after minutes of work."""
-    if json_file is not None and json_file.is_dir():
-        raise OutputError(f"--json {json_file} is a folder; name a file")
-    if out is not None:
-        from thrifty.files import check_folder
+    from thrifty.files import check_file, check_folder
 
+    if json_file is not None:
+        check_file(json_file)
+    if out is not None:
         check_folder(out, overwrite)
 
 
