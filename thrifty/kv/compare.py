@@ -140,11 +140,6 @@ def report(title: str, kind: str, results: list[dict[str, Any]], provenance: dic
     )
 
 
-def single(full: Report) -> Report:
-    """The same without the row of the plain cache: what goes to JSON when one codec was asked for."""
-    return replace(full, rows=full.rows[1:])
-
-
 def plots(shown: list[dict[str, Any]]) -> list[Plot]:
     """Quality against bytes per token, and bytes against context length."""
     at = str(shown[1]["bytes_ratio_context"])
