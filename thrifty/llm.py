@@ -9,6 +9,7 @@ import importlib.util
 import json
 import os
 import struct
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -16,7 +17,7 @@ from typing import Any, Literal
 import platformdirs
 
 from thrifty.errors import ModelError, OutputError
-from thrifty.files import check_file, replacing
+from thrifty.files import check_file
 
 DtypeName = Literal["float32", "bfloat16", "float16"]
 BUILT_IN = ("smollm2",)
@@ -136,7 +137,8 @@ def _smollm2() -> Path:
 
 
 def _convert(source: Path, folder: Path) -> None:
-    """Dequantise a GGUF file into a model folder; the weights come last, so a broken-off run starts over."""
+    """Dequantise a GGUF file into a model folder. Every file appears whole and the weights last, so a broken-off run
+    starts over and two runs at once do not disturb each other."""
     try:
         import torch
         import transformers
@@ -161,10 +163,12 @@ def _convert(source: Path, folder: Path) -> None:
     tied = set(model.all_tied_weights_keys)
     weights = {name: tensor.contiguous() for name, tensor in model.state_dict().items() if name not in tied}
     try:
-        for part in (tokenizer, model.config, model.generation_config):
-            part.save_pretrained(folder)
-        with replacing(folder / "model.safetensors") as temporary:
-            save_file(weights, temporary, metadata={"format": "pt"})
+        with tempfile.TemporaryDirectory(dir=folder) as temporary:
+            for part in (tokenizer, model.config, model.generation_config):
+                part.save_pretrained(temporary)
+            save_file(weights, Path(temporary) / "model.safetensors", metadata={"format": "pt"})
+            for file in sorted(Path(temporary).iterdir(), key=lambda file: file.suffix == ".safetensors"):
+                os.replace(file, folder / file.name)
     except (OSError, SafetensorError) as error:
         raise OutputError(
             f"cannot write the model to {folder} ({error}); set THRIFTY_CACHE to a folder with 600 MB"
