@@ -23,6 +23,7 @@ from torch.nn.functional import scaled_dot_product_attention as sdpa
 from thrifty.kv import native_kernel
 from thrifty.kv.blocks import encode
 from thrifty.kv.codecs.hack import Hack
+from thrifty.report import provenance
 
 SHAPES = {"SmolLM2-135M": (3, 3, 64), "Llama-3-8B": (8, 4, 128)}  # key heads, query heads of each, channels
 BITS = (2, 3, 4, 8)
@@ -114,10 +115,11 @@ def main() -> None:
         "torch": torch.__version__,
         "python": platform.python_version(),
         "machine": platform.platform(),
+        "cpu": provenance("", 0)["machine"]["cpu"],
         "variant": native_kernel.variant(),
     }
     asked.out.parent.mkdir(parents=True, exist_ok=True)
-    with asked.out.open("a", encoding="utf-8") as out, torch.inference_mode():
+    with asked.out.open("w", encoding="utf-8") as out, torch.inference_mode():
         for threads in asked.threads:
             torch.set_num_threads(threads)
             for model, shape in SHAPES.items():

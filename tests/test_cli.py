@@ -84,6 +84,15 @@ def test_kv_writes_the_promised_keys_and_a_page(measured, tmp_path: Path) -> Non
     assert "hack 4/2" in (tmp_path / "page" / "report.html").read_text()
 
 
+def test_several_codecs_are_compared_in_one_run(measured, tmp_path: Path) -> None:
+    also = ("--also", "hack:layout=v1", "--also", "kivi:group=32,residual=64")
+    status, _, _ = measured(*also, "--json", tmp_path / "out.json")
+    assert status == 0
+    labels = [row["label"] for row in json.loads((tmp_path / "out.json").read_text())["rows"]]
+    assert labels == ["hack 2/2", "hack v1 2/2", "kivi residual=64 2/2"]
+    assert measured("--also", "hack:layout=v2")[0] == 2
+
+
 def test_the_same_command_gives_the_same_quality(measured, tmp_path: Path) -> None:
     rows = []
     for name in ("one", "two"):
@@ -196,6 +205,16 @@ def test_ctrl_c_is_status_130_without_a_traceback(thrifty, monkeypatch: pytest.M
     status, _, error = thrifty("methods")
     assert status == 130
     assert "Traceback" not in error
+
+
+def test_a_part_that_is_not_installed_is_named_with_its_extra(thrifty, monkeypatch: pytest.MonkeyPatch) -> None:
+    def absent(*_: object) -> None:
+        raise ModuleNotFoundError("No module named 'transformers'", name="transformers.models")
+
+    monkeypatch.setattr("thrifty.catalogue.names", absent)
+    status, _, error = thrifty("methods")
+    assert (status, error.count("\n")) == (2, 1)
+    assert "pip install 'thrifty[llm]'" in error
 
 
 def test_help_is_quick_because_nothing_heavy_is_imported() -> None:

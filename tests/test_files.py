@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from thrifty.errors import OutputError
-from thrifty.files import fresh_folder, replacing, write_text
+from thrifty.files import check_file, fresh_folder, replacing, write_text
 
 
 def names(folder: Path) -> list[str]:
@@ -104,3 +104,12 @@ def test_a_file_is_no_folder(tmp_path: Path) -> None:
         fresh_folder(tmp_path / "file", overwrite=True)
     with pytest.raises(OutputError, match="cannot make the folder"):
         fresh_folder(tmp_path / "file" / "inside")
+
+
+def test_a_file_that_could_not_be_written_is_refused_before_the_work(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    for path in (tmp_path, tmp_path / "file" / "out.json"):
+        with pytest.raises(OutputError, match=str(path)):
+            check_file(path)
+    check_file(tmp_path / "new" / "out.json")
+    assert list((tmp_path / "new").iterdir()) == []

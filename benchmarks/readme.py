@@ -1,0 +1,83 @@
+"""Write the tables of the README from results/*.jsonl.
+
+.venv/bin/python benchmarks/readme.py [--check]
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def quality(rows: list[dict[str, Any]]) -> str:
+    """Codecs: size and quality."""
+    first = rows[0]
+    columns = "cache (bits of keys/values) | bytes/token at 2k | of bf16 | at 8k | perplexity ratio | KL (nats) | top-1"
+    lines = [
+        f"`{first['provenance']['command']}`: {first['windows']} windows of {first['window']} tokens of "
+        f"{first['text']}, {first['predictions']:,} predictions; plain perplexity {first['ppl_plain']:.3f}, "
+        f"plain finds {first['passkey_plain']:.0%} of the passkeys. ± is the standard error over windows.",
+        "",
+        f"| {columns} | passkeys |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    for row in sorted(rows, key=lambda row: -row["bytes_per_token"]["2048"]):
+        held, whole = row["bytes_per_token"], row["bytes_per_token_bf16"]
+        lines.append(
+            f"| {row['label']} | {held['2048']:,.0f} | {held['2048'] / whole:.1%} | {held['8192'] / whole:.1%} "
+            f"| {row['ppl_ratio']:.3f} ± {row['ppl_ratio_error']:.3f} | {row['kl']:.4f} | {row['top1']:.1%} "
+            f"| {row['passkey']:.0%} |"
+        )
+    return "\n".join(lines)
+
+
+def speed(rows: list[dict[str, Any]]) -> str:
+    """Decode attention on a CPU: milliseconds, and times as fast as SDPA in bf16."""
+    rows = [row for row in rows if row["threads"] == 1]
+    contenders = [name for name in dict.fromkeys(row["contender"] for row in rows) if name.startswith("hack")]
+    lines = [
+        f"`{rows[0]['command']}`, one thread, {rows[0]['cpu']} ({rows[0]['variant']}): milliseconds of one decode step "
+        "of one layer's attention, cache out of memory, and how many times as fast as SDPA in bf16.",
+        "",
+        f"| shape, tokens | SDPA bf16 | {' | '.join(contenders)} |",
+        f"| --- | ---: |{' ---: |' * len(contenders)}",
+    ]
+    for shape, tokens in dict.fromkeys((row["model"], row["tokens"]) for row in rows):
+        here = {row["contender"]: row for row in rows if (row["model"], row["tokens"]) == (shape, tokens)}
+        base = min(row["ms"] for name, row in here.items() if name.startswith("sdpa bfloat16"))
+        cells = [f"{here[c]['ms']:.3f} ({base / here[c]['ms']:.1f}x)" for c in contenders]
+        lines.append(f"| {shape}, {tokens:,} | {base:.3f} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+TABLES = {"kv.jsonl": quality, "kv_cpu.jsonl": speed}
+
+
+def written(readme: str) -> str:
+    """The README with its tables made anew."""
+    for name, table in TABLES.items():
+        if not (ROOT / "results" / name).is_file():
+            continue  # not measured yet
+        rows = [json.loads(line) for line in (ROOT / "results" / name).read_text().splitlines()]
+        begin, end = f"<!-- results/{name}: written by benchmarks/readme.py -->\n", "<!-- end -->"
+        before, _, rest = readme.partition(begin)
+        readme = before + begin + table(rows) + "\n" + end + rest.partition(end)[2]
+    return readme
+
+
+def main() -> None:
+    """Write, or with --check only tell whether the README is as it should be."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--check", action="store_true")
+    path = ROOT / "README.md"
+    new = written(path.read_text())
+    if parser.parse_args().check:
+        sys.exit(new != path.read_text())
+    path.write_text(new)
+
+
+if __name__ == "__main__":
+    main()
