@@ -18,7 +18,7 @@ from thrifty import settings
 from thrifty.errors import SettingError
 from thrifty.kv import consistent, dense, homomorphic, native_kernel
 from thrifty.kv.blocks import Blocks, Coded, HeadShape, Side
-from thrifty.kv.quantise import pack, position_noise, quantise, quantise_by_spread, unpack
+from thrifty.kv.quantise import pack, position_noise, quantise, quantise_unbiased, unpack
 from thrifty.kv.rotation import rotate
 
 Bits = Literal[2, 3, 4, 8]
@@ -38,9 +38,8 @@ class Hack:
     `reference`. The error of a restored value is at most half a scale (one scale when stochastic) plus the rounding
     of low and scale to `dtype`.
 
-    Two settings are beyond the papers and cost no byte. `fit=spread` chooses scale and low so that the codes keep mean
-    and variance of their group (see `quantise_by_spread`); a value outside the shrunk range may then err by more than
-    half a scale. `rotation` codes values, or keys too (`all`), after a Hadamard rotation of their channels, which
+    Two settings are beyond the papers and cost no byte. `fit=unbiased` shrinks the range of a group and chooses scale
+    and low so that errors average out (see `quantise_unbiased`); a value may then err by more than half a scale. `rotation` codes values, or keys too (`all`), after a Hadamard rotation of their channels, which
     attention undoes once per query; the bound then holds for the rotated channels.
     """
 
@@ -54,7 +53,7 @@ class Hack:
     weights: Literal["published", "consistent"] | None = None
     kernel: Literal["auto", "reference"] = "auto"
     summation_elimination: bool = True
-    fit: Literal["range", "spread"] = "range"
+    fit: Literal["range", "unbiased"] = "range"
     rotation: Literal["none", "values", "all"] = "none"
     dtype: Literal["auto", "bfloat16", "float16"] = "auto"
     seed: int = 0
@@ -71,8 +70,8 @@ class Hack:
         settings.check(self)
         if self.weights == "consistent" and not is_atc:
             raise SettingError(f"Hack: weights=consistent with layout={self.layout}; use layout=atc")
-        if self.fit == "spread" and self.rounding == "stochastic":
-            raise SettingError("Hack: fit=spread with rounding=stochastic; use rounding=nearest")
+        if self.fit == "unbiased" and self.rounding == "stochastic":
+            raise SettingError("Hack: fit=unbiased with rounding=stochastic; use rounding=nearest")
         if self.num_sinks < 0:
             raise SettingError(f"Hack: sinks={self.sinks}; use 0 or more")
 
@@ -170,8 +169,8 @@ class Hack:
         return replace(held, sinks=sinks, open=opened)
 
     def _quantise(self, x: Tensor, bits: int, dim: int, dtype: torch.dtype, noise: Tensor | None) -> tuple[Tensor, ...]:
-        if self.fit == "spread":
-            return quantise_by_spread(x, bits, dim, dtype)
+        if self.fit == "unbiased":
+            return quantise_unbiased(x, bits, dim, dtype)
         return quantise(x, bits, dim, dtype, noise)
 
     def _group(self, head_dim: int) -> int:
