@@ -85,7 +85,7 @@ def tally(model: Any, windows: Tensor, hidden: list[Tensor] | None, make: measur
 
 def main() -> None:
     """Measure and write."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--model", default="smollm2")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--text", default="wikitext-2-test")

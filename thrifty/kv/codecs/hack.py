@@ -39,8 +39,9 @@ class Hack:
     of low and scale to `dtype`.
 
     Two settings are beyond the papers and cost no byte. `fit=unbiased` shrinks the range of a group and chooses scale
-    and low so that errors average out (see `quantise_unbiased`); a value may then err by more than half a scale. `rotation` codes values, or keys too (`all`), after a Hadamard rotation of their channels, which
-    attention undoes once per query; the bound then holds for the rotated channels.
+    and low so that errors average out (see `quantise_unbiased`); a value may then err by more than half a scale.
+    `rotation` codes values, or keys too (`all`), after a Hadamard rotation of their channels, which attention undoes
+    once per query; the bound of half a scale then holds for the rotated channels.
     """
 
     layout: Literal["atc", "v1"] = "atc"

@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 
 from thrifty import data
 from thrifty.errors import DataError, SettingError
+from thrifty.kv.blocks import Codec
 from thrifty.kv.cache import CompressedCache
 from thrifty.kv.cost import has_bits, with_bits
 from thrifty.kv.job import KvJob
@@ -42,7 +43,7 @@ class Sensitivity:
                 raise SettingError(f"Sensitivity: {name}={getattr(self, name)}; use {least} or more")
 
     def plan(self, job: KvJob) -> Plan:
-        """Bits per layer. Raises `SettingError` where there is no budget, none that can be met, or nothing to choose."""
+        """Bits per layer. Raises `SettingError` where there is no budget, none that can be met, or no bits."""
         if not job.has_limit or not has_bits(job.codec):
             raise SettingError(f"Sensitivity: {job.codec!r} needs bits to choose and a budget; give --keep 20%")
         bits = {(layer, side): _LEAST for layer in range(job.num_layers) for side in ("k", "v")}
@@ -114,7 +115,7 @@ def _errors(job: KvJob, windows: Int[Tensor, "windows window"]) -> dict[Part, fl
 
 
 def _scores(job: KvJob, window: Int[Tensor, " window"], part: Part | None) -> Tensor:
-    codecs = [None] * job.num_layers
+    codecs: list[Codec | None] = [None] * job.num_layers
     if part is not None:
         k_bits, v_bits = (_LEAST, _MOST) if part[1] == "k" else (_MOST, _LEAST)
         codecs[part[0]] = with_bits(job.codec, k_bits, v_bits)
@@ -129,5 +130,5 @@ def _attention_of(model: PreTrainedModel) -> Iterator[None]:
     try:
         yield
     finally:
-        if model.config._attn_implementation != before:
+        if before is not None and model.config._attn_implementation != before:
             model.set_attn_implementation(before)
