@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from thrifty.kv.quantise import pack, position_noise, quantise, quantise_operand, unpack
+from thrifty.kv.quantise import pack, position_noise, quantise, quantise_operand, quantise_unbiased, unpack
 
 WIDTHS = (1, 2, 3, 4, 8)
 
@@ -158,3 +158,29 @@ def test_noise_is_even_in_zero_to_one_and_not_correlated() -> None:
         (centred, position_noise(torch.Size([1, 4, 512, 64]), 0, 1, torch.device("cpu")) - 0.5),
     ):
         assert abs(float((first * second).mean() * 12)) < 0.02
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+@pytest.mark.parametrize("dim", [-1, -2])
+def test_an_unbiased_fit_keeps_the_mean_and_follows_the_values_one_to_one(bits: int, dim: int) -> None:
+    x = torch.randn(5, 64, 64) * 3 + 7
+    codes, scale, low = quantise_unbiased(x, bits, dim, torch.float32)
+    restored = codes * scale + low
+    centred, found = x - x.mean(dim, keepdim=True), restored - restored.mean(dim, keepdim=True)
+    torch.testing.assert_close(restored.mean(dim), x.mean(dim), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close((centred * found).sum(dim), centred.square().sum(dim), atol=1e-2, rtol=1e-4)
+    assert int(codes.max()) == 2**bits - 1
+
+
+def test_an_unbiased_fit_of_normal_values_errs_less_than_their_range() -> None:
+    x = torch.randn(200, 64)
+    errors = []
+    for fit in (quantise, quantise_unbiased):
+        codes, scale, low = fit(x, 2, -1, torch.bfloat16)
+        errors.append((codes * scale + low - x).square().mean())
+    assert errors[1] < 0.8 * errors[0]
+
+
+def test_an_unbiased_fit_restores_a_constant_group() -> None:
+    codes, scale, low = quantise_unbiased(torch.full((2, 64), 1.5), 2, -1, torch.bfloat16)
+    assert torch.equal(codes * scale + low, torch.full((2, 64), 1.5))

@@ -297,6 +297,8 @@ class CompressedCache(Cache):
         """
         config = model.config.get_text_config(decoder=True)
         kinds, arguments = get_layer_types_and_kwargs(config)
+        if isinstance(arguments, dict):  # as in transformers 5.17: one set of arguments for all layers
+            arguments = [arguments] * len(kinds)
         codecs = codec if isinstance(codec, list) else [codec] * len(kinds)
         if "full_attention" not in kinds:
             raise ModelError(f"{type(model).__name__} has no layer of full attention: nothing would be compressed")

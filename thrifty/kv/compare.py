@@ -61,7 +61,7 @@ def entry(
     language: LanguageModel, name: str, codec: Codec, method: Any, keep: str | None = None, num_tokens: int = 2048
 ) -> Entry:
     """Plan `codec` for the model with `method`, which has a `plan(job)`."""
-    job = KvJob.of(language.model, codec, keep, num_tokens)
+    job = KvJob.of(language.model, codec, keep, num_tokens, language.encode)
     return Entry(name, job, method.plan(job))
 
 

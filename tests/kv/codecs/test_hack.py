@@ -1,6 +1,7 @@
 """What is special about HACK: its two layouts, its bytes, its open block."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -9,8 +10,10 @@ import torch
 from torch import Tensor
 
 from thrifty.errors import SettingError
+from thrifty.kv import dense
 from thrifty.kv.blocks import Blocks, HeadShape, encode, restore
 from thrifty.kv.codecs.hack import Hack
+from thrifty.kv.rotation import rotate
 
 
 def blocks_of(codec: Hack, tokens: int = 200, head_dim: int = 64) -> tuple[Tensor, Tensor, Blocks]:
@@ -165,6 +168,7 @@ def test_more_bits_err_less() -> None:
         ({"rounding": "up"}, r"Hack: rounding=up; use one of nearest, stochastic"),
         ({"qp_bits": 4}, r"Hack: qp_bits=4; use one of 8, exact"),
         ({"dtype": "float32"}, r"Hack: dtype=float32; use one of auto, bfloat16, float16"),
+        ({"fit": "unbiased", "rounding": "stochastic"}, r"use rounding=nearest"),
         ({"sinks": -1}, r"Hack: sinks=-1; use 0 or more"),
     ],
 )
@@ -178,3 +182,37 @@ def test_values_that_do_not_exist_are_refused_with_those_that_do(
 def test_a_head_that_is_no_multiple_of_16_is_refused() -> None:
     with pytest.raises(SettingError, match=r"heads of 100 channels; a multiple of 16 is needed"):
         Hack().check(100)
+
+
+def test_rotation_and_unbiased_fit_cost_no_byte() -> None:
+    _, _, usual = blocks_of(Hack())
+    _, _, better = blocks_of(Hack(fit="unbiased", rotation="all"))
+    assert usual.nbytes == better.nbytes
+
+
+def test_rotated_values_are_coded_as_values_that_come_rotated() -> None:
+    codec, plain = Hack(rotation="values", sinks=0), Hack(sinks=0)
+    v = torch.randn(1, 2, 64, 64)
+    one, other = codec.encode_v(v, 0), plain.encode_v(rotate(v), 0)
+    assert all(torch.equal(one[name], other[name]) for name in one.tensors)
+    assert torch.equal(codec.restore_v(one), rotate(plain.restore_v(other)))
+    assert torch.equal(codec.encode_k(v, 0)["codes"], plain.encode_k(v, 0)["codes"])
+
+
+def test_outlying_channels_of_values_hurt_less_when_rotated_and_fitted_without_bias() -> None:
+    k, v = torch.randn(1, 2, 200, 64), torch.randn(1, 2, 200, 64)
+    v[..., 7] *= 8
+    q = torch.randn(1, 2, 1, 64) * 0.1
+    errors = []
+    for codec in (Hack(), Hack(rotation="values"), Hack(rotation="values", fit="unbiased")):
+        out = codec.attend(q, encode(codec, k, v), 0.125)
+        errors.append(float((out - dense.attend(q, k, v, 0.125)).norm()))
+    assert errors[0] > 1.2 * errors[1] > 1.2 * errors[2]
+
+
+def test_the_kernel_and_the_reference_agree_on_rotated_codes() -> None:
+    codec = Hack(fit="unbiased", rotation="all")
+    _, _, blocks = blocks_of(codec)
+    q = torch.randn(1, 4, 1, 64)
+    slow = replace(codec, kernel="reference").attend(q, blocks, 0.125)
+    torch.testing.assert_close(codec.attend(q, blocks, 0.125), slow, atol=1e-3, rtol=1e-2)

@@ -6,7 +6,7 @@ is to nearest. `v1`, of the arXiv paper: keys per token over groups of channels 
 over blocks of tokens with a 16-bit open block, no sinks, stochastic rounding.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -17,8 +17,9 @@ from torch import Tensor
 from thrifty import settings
 from thrifty.errors import SettingError
 from thrifty.kv import consistent, dense, homomorphic, native_kernel
-from thrifty.kv.blocks import Blocks, Coded, HeadShape
-from thrifty.kv.quantise import pack, position_noise, quantise, unpack
+from thrifty.kv.blocks import Blocks, Coded, HeadShape, Side
+from thrifty.kv.quantise import pack, position_noise, quantise, quantise_unbiased, unpack
+from thrifty.kv.rotation import rotate
 
 Bits = Literal[2, 3, 4, 8]
 Operands = tuple[Tensor, Tensor, Tensor, Tensor | None]
@@ -36,6 +37,11 @@ class Hack:
     For these, one new token on a CPU is computed by the kernel in C++ where it can run, unless `kernel` is
     `reference`. The error of a restored value is at most half a scale (one scale when stochastic) plus the rounding
     of low and scale to `dtype`.
+
+    Two settings are beyond the papers and cost no byte. `fit=unbiased` shrinks the range of a group and chooses scale
+    and low so that errors average out (see `quantise_unbiased`); a value may then err by more than half a scale.
+    `rotation` codes values, or keys too (`all`), after a Hadamard rotation of their channels, which attention undoes
+    once per query; the bound of half a scale then holds for the rotated channels.
     """
 
     layout: Literal["atc", "v1"] = "atc"
@@ -48,6 +54,8 @@ class Hack:
     weights: Literal["published", "consistent"] | None = None
     kernel: Literal["auto", "reference"] = "auto"
     summation_elimination: bool = True
+    fit: Literal["range", "unbiased"] = "range"
+    rotation: Literal["none", "values", "all"] = "none"
     dtype: Literal["auto", "bfloat16", "float16"] = "auto"
     seed: int = 0
 
@@ -63,6 +71,8 @@ class Hack:
         settings.check(self)
         if self.weights == "consistent" and not is_atc:
             raise SettingError(f"Hack: weights=consistent with layout={self.layout}; use layout=atc")
+        if self.fit == "unbiased" and self.rounding == "stochastic":
+            raise SettingError("Hack: fit=unbiased with rounding=stochastic; use rounding=nearest")
         if self.num_sinks < 0:
             raise SettingError(f"Hack: sinks={self.sinks}; use 0 or more")
 
@@ -91,25 +101,32 @@ class Hack:
     def encode_k(self, k: Float[Tensor, "rows heads tokens d"], start: int) -> Coded:
         """Keys: per channel and block (atc) or per token and channel group (v1)."""
         if self.layout == "atc":
-            return self._encode_by_channel(k, self.k_bits, start, self.seed, sum_over="channels")
-        return self._encode_by_token(k, self.k_bits, start, self.seed, unit=1, sum_over="channels")
+            return self._encode_by_channel(k, self.k_bits, start, self.seed, "k")
+        return self._encode_by_token(k, self.k_bits, start, self.seed, "k", unit=1)
 
     def encode_v(self, v: Float[Tensor, "rows heads tokens d"], start: int) -> Coded:
         """Values: per token and channel group (atc) or per channel and block (v1)."""
         if self.layout == "atc":
-            return self._encode_by_token(v, self.v_bits, start, self.seed + 1, unit=self.partition, sum_over="tokens")
-        return self._encode_by_channel(v, self.v_bits, start, self.seed + 1, sum_over="tokens")
+            return self._encode_by_token(v, self.v_bits, start, self.seed + 1, "v", unit=self.partition)
+        return self._encode_by_channel(v, self.v_bits, start, self.seed + 1, "v")
 
     def restore_k(self, coded: Coded) -> Float[Tensor, "rows heads tokens d"]:
         """scale * code + low."""
-        return self._restore(coded, self.k_bits, by_channel=self.layout == "atc")
+        return self._turn(self._restore(coded, self.k_bits, by_channel=self.layout == "atc"), "k")
 
     def restore_v(self, coded: Coded) -> Float[Tensor, "rows heads tokens d"]:
         """scale * code + low."""
-        return self._restore(coded, self.v_bits, by_channel=self.layout == "v1")
+        return self._turn(self._restore(coded, self.v_bits, by_channel=self.layout == "v1"), "v")
 
     def attend(self, q: Float[Tensor, "rows q_heads queries d"], blocks: Blocks, scale: float) -> Tensor:
         """One softmax over sinks, codes and open block; the codes enter both products as they are."""
+        if self.rotation == "none":
+            return self._attend(q, blocks, scale)
+        turned = Blocks(self._turn_dense(blocks.k, "k"), self._turn_dense(blocks.v, "v"))
+        return self._turn(self._attend(self._turn(q, "k"), turned, scale), "v").to(q.dtype)
+
+    def _attend(self, q: Tensor, blocks: Blocks, scale: float) -> Tensor:
+        """`attend` in the channels that the codes are in."""
         if self._is_consistent and self.kernel == "auto":
             group = self._group(q.shape[-1])
             fast = native_kernel.attend(q, blocks, self.k_bits, self.v_bits, group, scale)
@@ -142,6 +159,21 @@ class Hack:
         held = closed_k * k + closed_v * v + dense_tokens * shape.head_dim * 2
         return shape.kv_heads * held / num_tokens
 
+    def _turn(self, x: Tensor, side: str) -> Tensor:
+        """Into the channels that the codes of a side are in, or back."""
+        return rotate(x) if self.rotation == "all" or (side == "v" and self.rotation == "values") else x
+
+    def _turn_dense(self, held: Side, side: str) -> Side:
+        # The kernel, which 8-bit weights allow, reads one dtype only: that of scale and low.
+        dtype = held.open.dtype if self._is_consistent else torch.float32
+        sinks, opened = (self._turn(x, side).to(dtype) for x in (held.sinks, held.open))
+        return replace(held, sinks=sinks, open=opened)
+
+    def _quantise(self, x: Tensor, bits: int, dim: int, dtype: torch.dtype, noise: Tensor | None) -> tuple[Tensor, ...]:
+        if self.fit == "unbiased":
+            return quantise_unbiased(x, bits, dim, dtype)
+        return quantise(x, bits, dim, dtype, noise)
+
     def _group(self, head_dim: int) -> int:
         """Channels of a group: the largest multiple of 16 up to `partition` that divides a head."""
         return max(size for size in range(16, min(self.partition, head_dim) + 1, 16) if head_dim % size == 0)
@@ -161,25 +193,27 @@ class Hack:
         noise = position_noise(x.shape, start, seed, x.device).expand(x.shape)
         return rearrange(x, shape, **sizes), rearrange(noise, shape, **sizes)
 
-    def _encode_by_channel(self, x: Tensor, bits: int, start: int, seed: int, sum_over: str) -> Coded:
-        blocked, noise = self._blocked(x, start, seed, "r h (b t) c -> r h b t c", {"t": self.partition})
-        codes, scale, low = quantise(blocked, bits, -2, self.dense_dtype(x.dtype), noise)
+    def _encode_by_channel(self, x: Tensor, bits: int, start: int, seed: int, side: str) -> Coded:
+        turned = self._turn(x, side)
+        blocked, noise = self._blocked(turned, start, seed, "r h (b t) c -> r h b t c", {"t": self.partition})
+        codes, scale, low = self._quantise(blocked, bits, -2, self.dense_dtype(x.dtype), noise)
         tensors = {"codes": pack(codes, bits), "scale": scale.squeeze(-2), "low": low.squeeze(-2)}
-        return Coded(self.partition, tensors | self._sums(codes, bits, sum_over))
+        return Coded(self.partition, tensors | self._sums(codes, bits, side))
 
-    def _encode_by_token(self, x: Tensor, bits: int, start: int, seed: int, unit: int, sum_over: str) -> Coded:
+    def _encode_by_token(self, x: Tensor, bits: int, start: int, seed: int, side: str, unit: int) -> Coded:
         group = self._group(x.shape[-1])
-        blocked, noise = self._blocked(x, start, seed, "r h (b t) (g c) -> r h b t g c", {"t": unit, "c": group})
-        codes, scale, low = quantise(blocked, bits, -1, self.dense_dtype(x.dtype), noise)
+        turned = self._turn(x, side)
+        blocked, noise = self._blocked(turned, start, seed, "r h (b t) (g c) -> r h b t g c", {"t": unit, "c": group})
+        codes, scale, low = self._quantise(blocked, bits, -1, self.dense_dtype(x.dtype), noise)
         codes = codes.flatten(-2)
         tensors = {"codes": pack(codes, bits), "scale": scale.squeeze(-1), "low": low.squeeze(-1)}
-        return Coded(unit, tensors | self._sums(codes, bits, sum_over))
+        return Coded(unit, tensors | self._sums(codes, bits, side))
 
-    def _sums(self, codes: Tensor, bits: int, sum_over: str) -> dict[str, Tensor]:
+    def _sums(self, codes: Tensor, bits: int, side: str) -> dict[str, Tensor]:
         """Sums of codes over the axis that the products contract: channels for keys, tokens for values."""
         if not self.summation_elimination:
             return {}
-        if sum_over == "channels":
+        if side == "k":
             group = self._group(codes.shape[-1])
             sums, size = reduce(codes.int(), "r h b t (g c) -> r h b t g", "sum", c=group), group
         else:

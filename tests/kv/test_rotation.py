@@ -1,0 +1,24 @@
+"""The Hadamard rotation."""
+
+import pytest
+import torch
+
+from thrifty.kv.rotation import rotate
+
+
+@pytest.mark.parametrize("width", [16, 64, 80, 96, 128, 256])
+def test_a_rotation_is_its_own_inverse_and_keeps_products(width: int) -> None:
+    x, y = torch.randn(2, 3, width), torch.randn(2, 3, width)
+    torch.testing.assert_close(rotate(rotate(x)), x, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close((rotate(x) * rotate(y)).sum(-1), (x * y).sum(-1), atol=1e-4, rtol=1e-4)
+
+
+def test_one_large_channel_spreads_over_all() -> None:
+    x = torch.zeros(64)
+    x[5] = 8.0
+    assert torch.equal(rotate(x).abs(), torch.ones(64))
+
+
+def test_a_token_is_rotated_alike_whatever_comes_with_it() -> None:
+    x = torch.randn(3, 2, 70, 64)
+    assert torch.equal(rotate(x)[1:2, :, 3:4], rotate(x[1:2, :, 3:4]))
