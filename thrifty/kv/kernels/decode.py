@@ -1,0 +1,386 @@
+"""Decode attention on packed codes in Triton: one new token per row, keys coded per channel and block, values per
+token and channel group (layout atc of `thrifty.kv.codecs.hack`), queries and weights not quantised.
+
+    S = (q scale_k) k' + q low_k        O = sum_j (p_j scale_v) v'_j + p_j low_v
+
+Neither keys nor values are restored, in memory or in registers. One shift and one `lop3` turn a 32-bit word of codes
+into two float16 numbers `offset + code` which enter the tensor cores as they are: the field's bits are laid into
+the mantissa, and the offset is taken off through the sums of the other operand. A 16-bit half of a token's row of
+bytes is the unit: field f of half h is channel (16 / bits) h + f, so the query is split by field, not the codes.
+
+The 16 rows that a tensor core wants are filled with several blocks: row (s, m) is query head m of the block s of a
+group of `STREAMS` consecutive blocks. Each product with the codes of one block counts for its own rows only, and the
+softmax, the scales and the lows are then done once for 16 full rows. The sequence is split over programs
+(flash-decoding, Dao et al., 2023); sinks and open block are one more program; `_combine` joins them.
+"""
+
+import functools
+import math
+
+import torch
+import triton
+import triton.language as tl
+from jaxtyping import Float
+from torch import Tensor
+
+from thrifty.kv.blocks import Blocks
+
+_FAR = tl.constexpr(-1.0e30)  # a score that is not there
+_START = tl.constexpr(-1.0e20)  # a maximum of nothing; above _FAR, so that the weight of what is not there is 0
+_SHRINK = tl.constexpr(1 / 64)  # keeps query times scale far from the end of float16; a power of two changes nothing
+_ROWS = tl.constexpr(16)
+
+
+@triton.constexpr_function
+def _place(bits, field):
+    """The bit of a float16 mantissa where a field is laid: where the fewest shifts do and the offset stays small."""
+    return {2: (6, 8, 4, 6, 8, 4, 6, 8), 4: (4, 4, 4, 4), 8: (2, 2)}[bits][field]
+
+
+@triton.constexpr_function
+def _offset(bits, field):
+    """What is added to a code by its place in the mantissa."""
+    return float(2 ** (10 - _place(bits, field)))
+
+
+@triton.constexpr_function
+def _assembly(bits, field):
+    """PTX for a field of two halves: shift it to its place, cut it out, set the exponent."""
+    place = _place(bits, field)
+    mask, exponent = ((1 << bits) - 1) << place, (25 - place) << 10
+    shift = place - bits * field
+    move = f"{'shl' if shift > 0 else 'shr'}.b32 t, $1, {abs(shift)};" if shift else "mov.b32 t, $1;"
+    return f"{{ .reg .b32 t; {move} lop3.b32 $0, t, {mask * 0x10001}, {exponent * 0x10001}, 0xEA; }}"
+
+
+@triton.jit
+def _field(halves, BITS: tl.constexpr, FIELD: tl.constexpr, ASSEMBLY: tl.constexpr):
+    """Field `FIELD` of each half as float16, `_offset` added."""
+    if ASSEMBLY:
+        return tl.inline_asm_elementwise(
+            _assembly(BITS, FIELD), "=r,r", [halves], dtype=tl.float16, is_pure=True, pack=2
+        )
+    else:
+        code = (halves.to(tl.int32) >> (BITS * FIELD)) & ((1 << BITS) - 1)
+        return (code.to(tl.float32) + _offset(BITS, FIELD)).to(tl.float16)
+
+
+@triton.jit
+def _split(x, COUNT: tl.constexpr):
+    """The last axis, of length `COUNT` (1, 2, 4 or 8), as a tuple."""
+    if COUNT == 1:
+        return (tl.reshape(x, (x.shape[0], x.shape[1])),)
+    else:
+        if COUNT == 2:
+            return tl.split(x)
+        else:
+            even, odd = tl.split(tl.reshape(x, (x.shape[0], x.shape[1], COUNT // 2, 2)))
+            left = _split(even, COUNT // 2)
+            right = _split(odd, COUNT // 2)
+            both = ()
+            for index in tl.static_range(COUNT // 2):
+                both = both + (left[index], right[index])
+            return both
+
+
+@triton.jit
+def _attend_codes(
+    q, k_codes, k_scale, k_low, v_codes, v_scale, v_low, part, stats,
+    head, split, splits, blocks, groups_each, factor,
+    SHARED: tl.constexpr, PADDED: tl.constexpr, STREAMS: tl.constexpr, DIM: tl.constexpr, UNIT: tl.constexpr,
+    GROUP: tl.constexpr, K_BITS: tl.constexpr, V_BITS: tl.constexpr, ASSEMBLY: tl.constexpr, STAGES: tl.constexpr,
+    TOKENS: tl.constexpr,
+):  # fmt: skip
+    """One program: `groups_each` groups of `STREAMS` blocks of one key head."""
+    K_FIELDS: tl.constexpr = 16 // K_BITS
+    V_FIELDS: tl.constexpr = 16 // V_BITS
+    K_HALVES: tl.constexpr = DIM // K_FIELDS
+    V_HALVES: tl.constexpr = DIM // V_FIELDS
+    GROUPS: tl.constexpr = DIM // GROUP
+    WIDTH: tl.constexpr = GROUP // V_FIELDS  # halves of a group
+    row = tl.arange(0, _ROWS)
+    stream = row // PADDED
+    member = row % PADDED
+    is_row = (member < SHARED) & (stream < STREAMS)
+    channel = tl.arange(0, DIM)
+    k_half = tl.arange(0, K_HALVES)
+    v_half = tl.arange(0, WIDTH)
+    query = tl.load(q + (head * SHARED + member)[:, None] * DIM + channel[None, :], mask=is_row[:, None], other=0.0)
+    query = (query.to(tl.float32) * _SHRINK).to(query.dtype)
+    factor = factor / _SHRINK
+
+    k_codes += head * blocks * (UNIT * K_HALVES)
+    v_codes += head * blocks * (UNIT * V_HALVES)
+    k_scale += head * blocks * DIM
+    k_low += head * blocks * DIM
+    v_scale += head * blocks * (UNIT * GROUPS)
+    v_low += head * blocks * (UNIT * GROUPS)
+
+    highest = tl.full((_ROWS,), _START, tl.float32)
+    total = tl.zeros((_ROWS,), tl.float32)
+    mixed = ()
+    for _ in tl.static_range(GROUPS * V_FIELDS):
+        mixed = mixed + (tl.zeros((_ROWS, WIDTH), tl.float32),)
+    lows = ()
+    folds = ()
+    for _ in tl.static_range(GROUPS):
+        lows = lows + (tl.zeros((_ROWS,), tl.float32),)
+        folds = folds + (tl.zeros((_ROWS,), tl.float32),)
+
+    first = split * groups_each
+    last = tl.minimum(first + groups_each, (blocks + STREAMS - 1) // STREAMS)
+    SLICES: tl.constexpr = UNIT // TOKENS
+    for step in tl.range(first * SLICES, last * SLICES, num_stages=STAGES):
+        group = step // SLICES
+        token = step % SLICES * TOKENS + tl.arange(0, TOKENS)
+        own = group * STREAMS + stream
+        is_here = is_row & (own < blocks)
+        own = tl.minimum(own, blocks - 1)
+        # The query with the scales of the row's own block folded in, by field.
+        at = own[:, None] * DIM + channel[None, :]
+        folded = (query.to(tl.float32) * tl.load(k_scale + at).to(tl.float32)).to(tl.float16)
+        base = query.to(tl.float32) * tl.load(k_low + at).to(tl.float32)
+        folded = _split(tl.reshape(folded, (_ROWS, K_HALVES, K_FIELDS)), K_FIELDS)
+        constant = tl.sum(base, 1)
+        offset = tl.zeros((_ROWS, K_HALVES), tl.float32)
+        for field in tl.static_range(K_FIELDS):
+            offset += folded[field].to(tl.float32) * _offset(K_BITS, field)
+        constant -= tl.sum(offset, 1)
+
+        scores = tl.zeros((_ROWS, TOKENS), tl.float32)
+        for index in tl.static_range(STREAMS):
+            block = tl.minimum(group * STREAMS + index, blocks - 1)
+            halves = tl.load(k_codes + (block * UNIT + token)[:, None] * K_HALVES + k_half[None, :])
+            product = tl.zeros((_ROWS, TOKENS), tl.float32)
+            for field in tl.static_range(K_FIELDS):
+                product = tl.dot(folded[field], tl.trans(_field(halves, K_BITS, field, ASSEMBLY)), product)
+            scores = tl.where((stream == index)[:, None], product, scores)
+        scores = tl.where(is_here[:, None], scores * factor + (constant * factor)[:, None], _FAR)
+
+        before = highest
+        highest = tl.maximum(highest, tl.max(scores, 1))
+        shrink = tl.exp2(before - highest)
+        # Weights up to 16 make better use of float16's range below 1; all sums share the factor.
+        weights = tl.exp2(scores - (highest - 4.0)[:, None])
+        total = total * shrink + tl.sum(weights, 1)
+
+        at = (own * UNIT + step % SLICES * TOKENS)[:, None] * GROUPS + tl.arange(0, TOKENS * GROUPS)[None, :]
+        scale = _split(tl.reshape(tl.load(v_scale + at), (_ROWS, TOKENS, GROUPS)), GROUPS)
+        low = _split(tl.reshape(tl.load(v_low + at), (_ROWS, TOKENS, GROUPS)), GROUPS)
+        operands = ()
+        new_lows = ()
+        new_folds = ()
+        for part_of in tl.static_range(GROUPS):
+            operand = (weights * scale[part_of].to(tl.float32)).to(tl.float16)
+            operands = operands + (operand,)
+            new_lows = new_lows + (
+                lows[part_of] * shrink + tl.sum(weights * low[part_of].to(tl.float32), 1),
+            )
+            new_folds = new_folds + (folds[part_of] * shrink + tl.sum(operand.to(tl.float32), 1),)
+        lows = new_lows
+        folds = new_folds
+        scaled = ()
+        for at_field in tl.static_range(GROUPS * V_FIELDS):
+            scaled = scaled + (mixed[at_field] * shrink[:, None],)
+        mixed = scaled
+        for index in tl.static_range(STREAMS):
+            block = tl.minimum(group * STREAMS + index, blocks - 1)
+            is_own = (stream == index)[:, None]
+            summed = ()
+            for part_of in tl.static_range(GROUPS):
+                operand = tl.where(is_own, operands[part_of], 0.0)
+                at_halves = (block * UNIT + token)[:, None] * V_HALVES + part_of * WIDTH + v_half[None, :]
+                halves = tl.load(v_codes + at_halves)
+                for field in tl.static_range(V_FIELDS):
+                    values = _field(halves, V_BITS, field, ASSEMBLY)
+                    summed = summed + (tl.dot(operand, values, mixed[part_of * V_FIELDS + field]),)
+            mixed = summed
+
+    # Join the streams of a head, and take the offsets off.
+    by_head = tl.reshape(highest, (_ROWS // PADDED, PADDED))
+    joined = tl.max(by_head, 0)
+    shrink = tl.reshape(tl.exp2(by_head - joined[None, :]), (_ROWS,))
+    total = tl.sum(tl.reshape(total * shrink, (_ROWS // PADDED, PADDED)), 0)
+    out = tl.arange(0, PADDED)
+    at = (head * (splits + 1) + split) * PADDED + out
+    tl.store(stats + at * 2, joined)
+    tl.store(stats + at * 2 + 1, total)
+    for part_of in tl.static_range(GROUPS):
+        for field in tl.static_range(V_FIELDS):
+            value = mixed[part_of * V_FIELDS + field] + (lows[part_of] - folds[part_of] * _offset(V_BITS, field))[:, None]
+            value = tl.reshape(value * shrink[:, None], (_ROWS // PADDED, PADDED, WIDTH))
+            tl.store(part + at[:, None] * DIM + (part_of * V_FIELDS + field) * WIDTH + v_half[None, :], tl.sum(value, 0))
+
+
+@triton.jit
+def _attend_dense(
+    q, sink_k, sink_v, open_k, open_v, part, stats, head, splits, sinks, opened, factor,
+    SHARED: tl.constexpr, PADDED: tl.constexpr, DIM: tl.constexpr, GROUP: tl.constexpr, V_BITS: tl.constexpr,
+    ASSEMBLY: tl.constexpr,
+):  # fmt: skip
+    """One program: sinks and open block of one key head, in their own 16 bits."""
+    V_FIELDS: tl.constexpr = 16 // V_BITS
+    WIDTH: tl.constexpr = GROUP // V_FIELDS
+    STEP: tl.constexpr = 16
+    row = tl.arange(0, _ROWS)
+    channel = tl.arange(0, DIM)
+    inside = channel % GROUP
+    place = channel // GROUP * GROUP + inside % V_FIELDS * WIDTH + inside // V_FIELDS
+    is_row = row < SHARED
+    query = tl.load(q + (head * SHARED + row)[:, None] * DIM + channel[None, :], mask=is_row[:, None], other=0.0)
+    query = query.to(open_k.dtype.element_ty)
+    highest = tl.full((_ROWS,), _START, tl.float32)
+    total = tl.zeros((_ROWS,), tl.float32)
+    mixed = tl.zeros((_ROWS, DIM), tl.float32)
+    for first in tl.range(0, sinks + opened, STEP, num_stages=1):
+        token = first + tl.arange(0, STEP)
+        is_sink = (token < sinks)[:, None]
+        is_here = (token < sinks + opened)[:, None]
+        sink_at = (head * sinks + token)[:, None] * DIM + channel[None, :]
+        open_at = (head * opened + token - sinks)[:, None] * DIM + channel[None, :]
+        k = tl.load(tl.where(is_sink, sink_k + sink_at, open_k + open_at), mask=is_here, other=0.0)
+        v = tl.load(tl.where(is_sink, sink_v + sink_at, open_v + open_at), mask=is_here, other=0.0)
+        if not ASSEMBLY:  # Triton's interpreter has no products in bfloat16
+            k, v = k.to(tl.float32), v.to(tl.float32)
+        scores = tl.dot(query.to(k.dtype), tl.trans(k)) * factor
+        scores = tl.where((token < sinks + opened)[None, :], scores, _FAR)
+        before = highest
+        highest = tl.maximum(highest, tl.max(scores, 1))
+        shrink = tl.exp2(before - highest)
+        weights = tl.exp2(scores - (highest - 4.0)[:, None])
+        total = total * shrink + tl.sum(weights, 1)
+        mixed = tl.dot(weights.to(v.dtype), v, mixed * shrink[:, None])
+    at = (head * (splits + 1) + splits) * PADDED + row
+    is_row = row < PADDED
+    tl.store(stats + at * 2, highest, mask=is_row)
+    tl.store(stats + at * 2 + 1, total, mask=is_row)
+    tl.store(part + at[:, None] * DIM + place[None, :], mixed, mask=is_row[:, None])
+
+
+@triton.jit
+def _decode(
+    q, k_codes, k_scale, k_low, v_codes, v_scale, v_low, sink_k, sink_v, open_k, open_v, part, stats,
+    splits, blocks, groups_each, sinks, opened, factor,
+    SHARED: tl.constexpr, PADDED: tl.constexpr, STREAMS: tl.constexpr, DIM: tl.constexpr, UNIT: tl.constexpr,
+    GROUP: tl.constexpr, K_BITS: tl.constexpr, V_BITS: tl.constexpr, ASSEMBLY: tl.constexpr, STAGES: tl.constexpr,
+    TOKENS: tl.constexpr,
+):  # fmt: skip
+    """Program (head, split): a part of the codes, or, after the last split, what is held in 16 bits."""
+    head = tl.program_id(0).to(tl.int64)
+    split = tl.program_id(1)
+    if split < splits:
+        _attend_codes(
+            q, k_codes, k_scale, k_low, v_codes, v_scale, v_low, part, stats,
+            head, split, splits, blocks, groups_each, factor,
+            SHARED, PADDED, STREAMS, DIM, UNIT, GROUP, K_BITS, V_BITS, ASSEMBLY, STAGES, TOKENS,
+        )  # fmt: skip
+    else:
+        _attend_dense(
+            q, sink_k, sink_v, open_k, open_v, part, stats, head, splits, sinks, opened, factor,
+            SHARED, PADDED, DIM, GROUP, V_BITS, ASSEMBLY,
+        )  # fmt: skip
+
+
+@triton.jit
+def _combine(
+    part, stats, out, splits,
+    SHARED: tl.constexpr, PADDED: tl.constexpr, DIM: tl.constexpr, GROUP: tl.constexpr, V_BITS: tl.constexpr,
+    STEP: tl.constexpr,
+):  # fmt: skip
+    """Program (head, member): join the splits of one query head, and put its channels back in order."""
+    V_FIELDS: tl.constexpr = 16 // V_BITS
+    WIDTH: tl.constexpr = GROUP // V_FIELDS
+    head = tl.program_id(0).to(tl.int64)
+    member = tl.program_id(1)
+    channel = tl.arange(0, DIM)
+    highest = _START
+    total = 0.0
+    mixed = tl.zeros((DIM,), tl.float32)
+    for first in range(0, splits + 1, STEP):
+        split = first + tl.arange(0, STEP)
+        is_split = split <= splits
+        at = (head * (splits + 1) + split) * PADDED + member
+        found = tl.load(stats + at * 2, mask=is_split, other=_FAR)
+        totals = tl.load(stats + at * 2 + 1, mask=is_split, other=0.0)
+        values = tl.load(part + at[:, None] * DIM + channel[None, :], mask=is_split[:, None], other=0.0)
+        before = highest
+        highest = tl.maximum(highest, tl.max(found, 0))
+        shrink = tl.exp2(before - highest)
+        factors = tl.exp2(found - highest)
+        total = total * shrink + tl.sum(totals * factors, 0)
+        mixed = mixed * shrink + tl.sum(values * factors[:, None], 0)
+    inside = channel % GROUP
+    place = channel // GROUP * GROUP + inside % WIDTH * V_FIELDS + inside // WIDTH
+    tl.store(out + (head * SHARED + member) * DIM + place, (mixed / total).to(out.dtype.element_ty))
+
+
+def attend(
+    q: Float[Tensor, "rows q_heads 1 d"], blocks: Blocks, k_bits: int, v_bits: int, group: int, scale: float
+) -> Float[Tensor, "rows q_heads 1 d"] | None:
+    """Attention of the newest token on `blocks`: keys coded per channel and block, values per token and `group`
+    channels. None where the kernel cannot do it: several queries, unusual shapes, no codes yet."""
+    if not suits(q, blocks, k_bits, v_bits, group):
+        return None
+    return launch(q, blocks, k_bits, v_bits, group, scale)
+
+
+def suits(q: Tensor, blocks: Blocks, k_bits: int, v_bits: int, group: int) -> bool:
+    """Whether the kernel can do this."""
+    k, v, dim = blocks.k, blocks.v, q.shape[-1]
+    if k.closed is None or v.closed is None or k.lengths != v.lengths:
+        return False
+    dense = (k.sinks, k.open, v.sinks, v.open, *(side.closed[name] for side in (k, v) for name in ("scale", "low")))
+    return (
+        q.shape[2] == 1
+        and not (q.requires_grad and torch.is_grad_enabled())
+        and q.dtype in (torch.bfloat16, torch.float16, torch.float32)
+        and all(tensor.dtype == k.open.dtype and tensor.dtype.itemsize == 2 for tensor in dense)
+        and {k_bits, v_bits} <= {2, 4, 8}
+        and dim in (64, 128, 256)
+        and dim * k_bits // 16 >= 16
+        and group * v_bits // 16 >= 8
+        and dim // group in (1, 2, 4)
+        and k.closed.unit in (32, 64, 128)
+        and q.shape[1] // k.open.shape[1] <= 16
+    )
+
+
+def launch(
+    q: Tensor, blocks: Blocks, k_bits: int, v_bits: int, group: int, scale: float,
+    streams: int = 4, stages: int = 2, tokens: int = 64, per_sm: int = 8, assembly: bool = True, num_warps: int = 1,
+) -> Tensor:  # fmt: skip
+    """`attend` without its checks; the rest of the arguments are for tuning."""
+    rows, heads, _, dim = q.shape
+    k, v = (side.each(Tensor.contiguous) for side in (blocks.k, blocks.v))
+    kv_heads, units, unit = k.open.shape[1], k.closed["codes"].shape[2], k.closed.unit
+    shared = heads // kv_heads
+    padded = triton.next_power_of_2(shared)
+    streams = min(streams, 16 // padded)
+    tokens = min(tokens, unit)
+    groups = -(-units // streams)
+    slots = multiprocessors(q.device) * per_sm
+    each = -(-groups // max(1, slots // (rows * kv_heads)))
+    splits = -(-groups // each)
+    part = torch.empty(rows * kv_heads, splits + 1, padded, dim, dtype=torch.float32, device=q.device)
+    stats = torch.empty(rows * kv_heads, splits + 1, padded, 2, dtype=torch.float32, device=q.device)
+    query = q.contiguous() if q.dtype.itemsize == 2 else q.to(k.open.dtype).contiguous()
+    out = torch.empty_like(query)
+    _decode[rows * kv_heads, splits + 1](
+        query, k.closed["codes"].view(torch.int16), k.closed["scale"], k.closed["low"],
+        v.closed["codes"].view(torch.int16), v.closed["scale"], v.closed["low"],
+        k.sinks, v.sinks, k.open, v.open, part, stats,
+        splits, units, each, k.sinks.shape[2], k.open.shape[2], scale * math.log2(math.e),
+        SHARED=shared, PADDED=padded, STREAMS=streams, DIM=dim, UNIT=unit, GROUP=group, K_BITS=k_bits, V_BITS=v_bits,
+        ASSEMBLY=assembly, STAGES=stages, TOKENS=tokens, num_warps=num_warps,
+    )  # fmt: skip
+    _combine[rows * kv_heads, shared](
+        part, stats, out, splits, SHARED=shared, PADDED=padded, DIM=dim, GROUP=group, V_BITS=v_bits, STEP=16,
+        num_warps=4,
+    )  # fmt: skip
+    return out.to(q.dtype)
+
+
+@functools.cache
+def multiprocessors(device: torch.device) -> int:
+    """Multiprocessors of the GPU."""
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
