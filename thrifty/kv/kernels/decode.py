@@ -130,9 +130,7 @@ def _attend_codes(
     first = split * groups_each
     last = tl.minimum(first + groups_each, (blocks + STREAMS - 1) // STREAMS)
     SLICES: tl.constexpr = UNIT // TOKENS
-    for step in tl.range(first * SLICES, last * SLICES, num_stages=STAGES):
-        group = step // SLICES
-        token = step % SLICES * TOKENS + tl.arange(0, TOKENS)
+    for group in tl.range(first, last, num_stages=1):
         own = group * STREAMS + stream
         is_here = is_row & (own < blocks)
         own = tl.minimum(own, blocks - 1)
@@ -146,55 +144,58 @@ def _attend_codes(
         for field in tl.static_range(K_FIELDS):
             offset += folded[field].to(tl.float32) * _offset(K_BITS, field)
         constant -= tl.sum(offset, 1)
+        constant *= factor
 
-        scores = tl.zeros((_ROWS, TOKENS), tl.float32)
-        for index in tl.static_range(STREAMS):
-            block = tl.minimum(group * STREAMS + index, blocks - 1)
-            halves = tl.load(k_codes + (block * UNIT + token)[:, None] * K_HALVES + k_half[None, :])
-            product = tl.zeros((_ROWS, TOKENS), tl.float32)
-            for field in tl.static_range(K_FIELDS):
-                product = tl.dot(folded[field], tl.trans(_field(halves, K_BITS, field, ASSEMBLY)), product)
-            scores = tl.where((stream == index)[:, None], product, scores)
-        scores = tl.where(is_here[:, None], scores * factor + (constant * factor)[:, None], _FAR)
+        for piece in tl.range(0, SLICES, num_stages=STAGES):
+            token = piece * TOKENS + tl.arange(0, TOKENS)
+            scores = tl.zeros((_ROWS, TOKENS), tl.float32)
+            for index in tl.static_range(STREAMS):
+                block = tl.minimum(group * STREAMS + index, blocks - 1)
+                halves = tl.load(k_codes + (block * UNIT + token)[:, None] * K_HALVES + k_half[None, :])
+                product = tl.zeros((_ROWS, TOKENS), tl.float32)
+                for field in tl.static_range(K_FIELDS):
+                    product = tl.dot(folded[field], tl.trans(_field(halves, K_BITS, field, ASSEMBLY)), product)
+                scores = tl.where((stream == index)[:, None], product, scores)
+            scores = tl.where(is_here[:, None], scores * factor + constant[:, None], _FAR)
 
-        before = highest
-        highest = tl.maximum(highest, tl.max(scores, 1))
-        shrink = tl.exp2(before - highest)
-        # Weights up to 16 make better use of float16's range below 1; all sums share the factor.
-        weights = tl.exp2(scores - (highest - 4.0)[:, None])
-        total = total * shrink + tl.sum(weights, 1)
+            before = highest
+            highest = tl.maximum(highest, tl.max(scores, 1))
+            shrink = tl.exp2(before - highest)
+            # Weights up to 16 make better use of float16's range below 1; all sums share the factor.
+            weights = tl.exp2(scores - (highest - 4.0)[:, None])
+            total = total * shrink + tl.sum(weights, 1)
 
-        at = (own * UNIT + step % SLICES * TOKENS)[:, None] * GROUPS + tl.arange(0, TOKENS * GROUPS)[None, :]
-        scale = _split(tl.reshape(tl.load(v_scale + at), (_ROWS, TOKENS, GROUPS)), GROUPS)
-        low = _split(tl.reshape(tl.load(v_low + at), (_ROWS, TOKENS, GROUPS)), GROUPS)
-        operands = ()
-        new_lows = ()
-        new_folds = ()
-        for part_of in tl.static_range(GROUPS):
-            operand = (weights * scale[part_of].to(tl.float32)).to(tl.float16)
-            operands = operands + (operand,)
-            new_lows = new_lows + (
-                lows[part_of] * shrink + tl.sum(weights * low[part_of].to(tl.float32), 1),
-            )
-            new_folds = new_folds + (folds[part_of] * shrink + tl.sum(operand.to(tl.float32), 1),)
-        lows = new_lows
-        folds = new_folds
-        scaled = ()
-        for at_field in tl.static_range(GROUPS * V_FIELDS):
-            scaled = scaled + (mixed[at_field] * shrink[:, None],)
-        mixed = scaled
-        for index in tl.static_range(STREAMS):
-            block = tl.minimum(group * STREAMS + index, blocks - 1)
-            is_own = (stream == index)[:, None]
-            summed = ()
+            scale_at = (own * UNIT + piece * TOKENS)[:, None] * GROUPS + tl.arange(0, TOKENS * GROUPS)[None, :]
+            scale = _split(tl.reshape(tl.load(v_scale + scale_at), (_ROWS, TOKENS, GROUPS)), GROUPS)
+            low = _split(tl.reshape(tl.load(v_low + scale_at), (_ROWS, TOKENS, GROUPS)), GROUPS)
+            operands = ()
+            new_lows = ()
+            new_folds = ()
             for part_of in tl.static_range(GROUPS):
-                operand = tl.where(is_own, operands[part_of], 0.0)
-                at_halves = (block * UNIT + token)[:, None] * V_HALVES + part_of * WIDTH + v_half[None, :]
-                halves = tl.load(v_codes + at_halves)
-                for field in tl.static_range(V_FIELDS):
-                    values = _field(halves, V_BITS, field, ASSEMBLY)
-                    summed = summed + (tl.dot(operand, values, mixed[part_of * V_FIELDS + field]),)
-            mixed = summed
+                operand = (weights * scale[part_of].to(tl.float32)).to(tl.float16)
+                operands = operands + (operand,)
+                new_lows = new_lows + (
+                    lows[part_of] * shrink + tl.sum(weights * low[part_of].to(tl.float32), 1),
+                )
+                new_folds = new_folds + (folds[part_of] * shrink + tl.sum(operand.to(tl.float32), 1),)
+            lows = new_lows
+            folds = new_folds
+            scaled = ()
+            for at_field in tl.static_range(GROUPS * V_FIELDS):
+                scaled = scaled + (mixed[at_field] * shrink[:, None],)
+            mixed = scaled
+            for index in tl.static_range(STREAMS):
+                block = tl.minimum(group * STREAMS + index, blocks - 1)
+                is_own = (stream == index)[:, None]
+                summed = ()
+                for part_of in tl.static_range(GROUPS):
+                    operand = tl.where(is_own, operands[part_of], 0.0)
+                    at_halves = (block * UNIT + token)[:, None] * V_HALVES + part_of * WIDTH + v_half[None, :]
+                    halves = tl.load(v_codes + at_halves)
+                    for field in tl.static_range(V_FIELDS):
+                        values = _field(halves, V_BITS, field, ASSEMBLY)
+                        summed = summed + (tl.dot(operand, values, mixed[part_of * V_FIELDS + field]),)
+                mixed = summed
 
     # Join the streams of a head, and take the offsets off.
     by_head = tl.reshape(highest, (_ROWS // PADDED, PADDED))
@@ -347,7 +348,8 @@ def suits(q: Tensor, blocks: Blocks, k_bits: int, v_bits: int, group: int) -> bo
 
 def launch(
     q: Tensor, blocks: Blocks, k_bits: int, v_bits: int, group: int, scale: float,
-    streams: int = 4, stages: int = 2, tokens: int = 64, per_sm: int = 8, assembly: bool = True, num_warps: int = 1,
+    streams: int = 4, stages: int = 3, tokens: int = 16, per_sm: int = 8, registers: int | None = None,
+    assembly: bool = True,
 ) -> Tensor:  # fmt: skip
     """`attend` without its checks; the rest of the arguments are for tuning."""
     rows, heads, _, dim = q.shape
@@ -371,7 +373,7 @@ def launch(
         k.sinks, v.sinks, k.open, v.open, part, stats,
         splits, units, each, k.sinks.shape[2], k.open.shape[2], scale * math.log2(math.e),
         SHARED=shared, PADDED=padded, STREAMS=streams, DIM=dim, UNIT=unit, GROUP=group, K_BITS=k_bits, V_BITS=v_bits,
-        ASSEMBLY=assembly, STAGES=stages, TOKENS=tokens, num_warps=num_warps,
+        ASSEMBLY=assembly, STAGES=stages, TOKENS=tokens, num_warps=1, maxnreg=registers,
     )  # fmt: skip
     _combine[rows * kv_heads, shared](
         part, stats, out, splits, SHARED=shared, PADDED=padded, DIM=dim, GROUP=group, V_BITS=v_bits, STEP=16,
