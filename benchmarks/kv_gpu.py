@@ -85,7 +85,7 @@ def _restoring(
         before = highest
         highest = tl.maximum(highest, tl.max(scores, 1))
         shrink = tl.exp2(before - highest)
-        weights = tl.exp2(scores - (highest - 4.0)[:, None])
+        weights = tl.exp2(scores - (highest - 2.0)[:, None])
         total = total * shrink + tl.sum(weights, 1)
         weights = weights.to(tl.float16)
         summed = ()
@@ -124,9 +124,10 @@ def restoring(q: torch.Tensor, blocks: Blocks, bits: int, per_sm: int, stages: i
         SHARED=shared, PADDED=shared, DIM=dim, UNIT=k.closed.unit, GROUP=64, BITS=bits, STAGES=stages,
         num_warps=warps,
     )  # fmt: skip
-    decode._combine[rows * kv_heads, shared](
-        part, stats, out, splits, SHARED=shared, PADDED=shared, DIM=dim, GROUP=64, V_BITS=bits, STEP=16, num_warps=4
-    )
+    decode._combine[rows * kv_heads, shared, dim // 32](
+        part, stats, out, splits, SHARED=shared, PADDED=shared, DIM=dim, GROUP=64, V_BITS=bits,
+        STEP=min(128, triton.next_power_of_2(splits + 1)), CHANNELS=32, num_warps=4,
+    )  # fmt: skip
     return out
 
 

@@ -84,6 +84,15 @@ def _split(x, COUNT: tl.constexpr):
 
 
 @triton.jit
+def _scaled(parts, shrink, COUNT: tl.constexpr):
+    """Every tensor of a tuple times `shrink`."""
+    scaled = ()
+    for index in tl.static_range(COUNT):
+        scaled = scaled + (parts[index] * shrink,)
+    return scaled
+
+
+@triton.jit
 def _attend_codes(
     q, k_codes, k_scale, k_low, v_codes, v_scale, v_low, part, stats,
     head, split, splits, blocks, groups_each, factor,
@@ -117,15 +126,16 @@ def _attend_codes(
     v_low += head * blocks * (UNIT * GROUPS)
 
     highest = tl.full((_ROWS,), _START, tl.float32)
-    total = tl.zeros((_ROWS,), tl.float32)
+    ones = tl.full((TOKENS, 8), 1.0, tl.float16)
+    total = tl.zeros((_ROWS, 8), tl.float32)
     mixed = ()
     for _ in tl.static_range(GROUPS * V_FIELDS):
         mixed = mixed + (tl.zeros((_ROWS, WIDTH), tl.float32),)
     lows = ()
     folds = ()
     for _ in tl.static_range(GROUPS):
-        lows = lows + (tl.zeros((_ROWS,), tl.float32),)
-        folds = folds + (tl.zeros((_ROWS,), tl.float32),)
+        lows = lows + (tl.zeros((_ROWS, 8), tl.float32),)
+        folds = folds + (tl.zeros((_ROWS, 8), tl.float32),)
 
     first = split * groups_each
     last = tl.minimum(first + groups_each, (blocks + STREAMS - 1) // STREAMS)
@@ -144,7 +154,7 @@ def _attend_codes(
         for field in tl.static_range(K_FIELDS):
             offset += folded[field].to(tl.float32) * _offset(K_BITS, field)
         constant -= tl.sum(offset, 1)
-        constant *= factor
+        constant = tl.where(is_here, constant * factor, _FAR)
 
         for piece in tl.range(0, SLICES, num_stages=STAGES):
             token = piece * TOKENS + tl.arange(0, TOKENS)
@@ -156,14 +166,20 @@ def _attend_codes(
                 for field in tl.static_range(K_FIELDS):
                     product = tl.dot(folded[field], tl.trans(_field(halves, K_BITS, field, ASSEMBLY)), product)
                 scores = tl.where((stream == index)[:, None], product, scores)
-            scores = tl.where(is_here[:, None], scores * factor + constant[:, None], _FAR)
+            scores = scores * factor + constant[:, None]
 
-            before = highest
-            highest = tl.maximum(highest, tl.max(scores, 1))
-            shrink = tl.exp2(before - highest)
-            # Weights up to 16 make better use of float16's range below 1; all sums share the factor.
-            weights = tl.exp2(scores - (highest - 4.0)[:, None])
-            total = total * shrink + tl.sum(weights, 1)
+            # The maximum is moved, and all sums scaled, only where weights would otherwise pass 2**4.
+            found = tl.maximum(highest, tl.max(scores, 1))
+            if tl.max(found - highest, 0) > 4.0:
+                shrink = tl.exp2(highest - found)[:, None]
+                highest = found
+                total *= shrink
+                lows = _scaled(lows, shrink, GROUPS)
+                folds = _scaled(folds, shrink, GROUPS)
+                mixed = _scaled(mixed, shrink, GROUPS * V_FIELDS)
+            # Up to 2**6, which makes better use of float16's range below 1; all sums share the factor.
+            weights = tl.exp2(scores - (highest - 2.0)[:, None])
+            total = tl.dot(weights.to(tl.float16), ones, total)
 
             scale_at = (own * UNIT + piece * TOKENS)[:, None] * GROUPS + tl.arange(0, TOKENS * GROUPS)[None, :]
             scale = _split(tl.reshape(tl.load(v_scale + scale_at), (_ROWS, TOKENS, GROUPS)), GROUPS)
@@ -174,16 +190,11 @@ def _attend_codes(
             for part_of in tl.static_range(GROUPS):
                 operand = (weights * scale[part_of].to(tl.float32)).to(tl.float16)
                 operands = operands + (operand,)
-                new_lows = new_lows + (
-                    lows[part_of] * shrink + tl.sum(weights * low[part_of].to(tl.float32), 1),
-                )
-                new_folds = new_folds + (folds[part_of] * shrink + tl.sum(operand.to(tl.float32), 1),)
+                lowered = (weights * low[part_of].to(tl.float32)).to(tl.float16)
+                new_lows = new_lows + (tl.dot(lowered, ones, lows[part_of]),)
+                new_folds = new_folds + (tl.dot(operand, ones, folds[part_of]),)
             lows = new_lows
             folds = new_folds
-            scaled = ()
-            for at_field in tl.static_range(GROUPS * V_FIELDS):
-                scaled = scaled + (mixed[at_field] * shrink[:, None],)
-            mixed = scaled
             for index in tl.static_range(STREAMS):
                 block = tl.minimum(group * STREAMS + index, blocks - 1)
                 is_own = (stream == index)[:, None]
@@ -198,6 +209,7 @@ def _attend_codes(
                 mixed = summed
 
     # Join the streams of a head, and take the offsets off.
+    total = tl.max(total, 1)  # all columns are alike
     by_head = tl.reshape(highest, (_ROWS // PADDED, PADDED))
     joined = tl.max(by_head, 0)
     shrink = tl.reshape(tl.exp2(by_head - joined[None, :]), (_ROWS,))
@@ -208,7 +220,8 @@ def _attend_codes(
     tl.store(stats + at * 2 + 1, total)
     for part_of in tl.static_range(GROUPS):
         for field in tl.static_range(V_FIELDS):
-            value = mixed[part_of * V_FIELDS + field] + (lows[part_of] - folds[part_of] * _offset(V_BITS, field))[:, None]
+            constant = tl.max(lows[part_of] - folds[part_of] * _offset(V_BITS, field), 1)
+            value = mixed[part_of * V_FIELDS + field] + constant[:, None]
             value = tl.reshape(value * shrink[:, None], (_ROWS // PADDED, PADDED, WIDTH))
             tl.store(part + at[:, None] * DIM + (part_of * V_FIELDS + field) * WIDTH + v_half[None, :], tl.sum(value, 0))
 
@@ -248,7 +261,7 @@ def _attend_dense(
         before = highest
         highest = tl.maximum(highest, tl.max(scores, 1))
         shrink = tl.exp2(before - highest)
-        weights = tl.exp2(scores - (highest - 4.0)[:, None])
+        weights = tl.exp2(scores - (highest - 2.0)[:, None])
         total = total * shrink + tl.sum(weights, 1)
         mixed = tl.dot(weights.to(v.dtype), v, mixed * shrink[:, None])
     at = (head * (splits + 1) + splits) * PADDED + row
@@ -286,17 +299,17 @@ def _decode(
 def _combine(
     part, stats, out, splits,
     SHARED: tl.constexpr, PADDED: tl.constexpr, DIM: tl.constexpr, GROUP: tl.constexpr, V_BITS: tl.constexpr,
-    STEP: tl.constexpr,
+    STEP: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
-    """Program (head, member): join the splits of one query head, and put its channels back in order."""
+    """Program (head, member, part): join the splits of `CHANNELS` channels of a query head; put them back in order."""
     V_FIELDS: tl.constexpr = 16 // V_BITS
     WIDTH: tl.constexpr = GROUP // V_FIELDS
     head = tl.program_id(0).to(tl.int64)
     member = tl.program_id(1)
-    channel = tl.arange(0, DIM)
+    channel = tl.program_id(2) * CHANNELS + tl.arange(0, CHANNELS)
     highest = _START
     total = 0.0
-    mixed = tl.zeros((DIM,), tl.float32)
+    mixed = tl.zeros((CHANNELS,), tl.float32)
     for first in range(0, splits + 1, STEP):
         split = first + tl.arange(0, STEP)
         is_split = split <= splits
@@ -375,9 +388,9 @@ def launch(
         SHARED=shared, PADDED=padded, STREAMS=streams, DIM=dim, UNIT=unit, GROUP=group, K_BITS=k_bits, V_BITS=v_bits,
         ASSEMBLY=assembly, STAGES=stages, TOKENS=tokens, num_warps=1, maxnreg=registers,
     )  # fmt: skip
-    _combine[rows * kv_heads, shared](
-        part, stats, out, splits, SHARED=shared, PADDED=padded, DIM=dim, GROUP=group, V_BITS=v_bits, STEP=16,
-        num_warps=4,
+    _combine[rows * kv_heads, shared, dim // 32](
+        part, stats, out, splits, SHARED=shared, PADDED=padded, DIM=dim, GROUP=group, V_BITS=v_bits,
+        STEP=min(128, triton.next_power_of_2(splits + 1)), CHANNELS=32, num_warps=4,
     )  # fmt: skip
     return out.to(q.dtype)
 
