@@ -27,6 +27,7 @@ from torch.nn.functional import scaled_dot_product_attention as sdpa
 from thrifty.kv.blocks import Blocks, encode
 from thrifty.kv.codecs.hack import Hack
 from thrifty.kv.kernels import decode
+from thrifty.kv.kernels.fields import by_field, offset_of, unpacked
 
 HEADS, SHARED, DIM = 8, 4, 128
 SHAPES = ["8x32768", "1x131072", "1x4096", "1x16384", "32x4096"]
@@ -39,7 +40,7 @@ ROTATED_BYTES = 150_000_000
 Calls = list[Callable[[], object]]
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["splits", "blocks", "blocks_each", "sinks", "opened"])
 def _restoring(
     q, k_codes, k_scale, k_low, v_codes, v_scale, v_low, sink_k, sink_v, open_k, open_v, part, stats,
     splits, blocks, blocks_each, sinks, opened, factor,
@@ -64,7 +65,7 @@ def _restoring(
     half = tl.arange(0, HALVES)
     width = tl.arange(0, WIDTH)
     query = tl.load(q + (head * SHARED + row)[:, None] * DIM + channel[None, :], mask=(row < SHARED)[:, None], other=0.0)
-    query = decode._split(tl.reshape(query.to(tl.float16), (16, HALVES, FIELDS)), FIELDS)
+    query = by_field(tl.reshape(query.to(tl.float16), (16, HALVES, FIELDS)), FIELDS)
     highest = tl.full((16,), -1.0e20, tl.float32)
     total = tl.zeros((16,), tl.float32)
     mixed = ()
@@ -74,12 +75,12 @@ def _restoring(
     last = head * blocks + tl.minimum(split * blocks_each + blocks_each, blocks)
     for block in tl.range(first, last, num_stages=STAGES):
         at = block * DIM + channel[None, :]
-        scale = decode._split(tl.reshape(tl.load(k_scale + at).to(tl.float16), (1, HALVES, FIELDS)), FIELDS)
-        low = decode._split(tl.reshape(tl.load(k_low + at).to(tl.float16), (1, HALVES, FIELDS)), FIELDS)
+        scale = by_field(tl.reshape(tl.load(k_scale + at).to(tl.float16), (1, HALVES, FIELDS)), FIELDS)
+        low = by_field(tl.reshape(tl.load(k_low + at).to(tl.float16), (1, HALVES, FIELDS)), FIELDS)
         halves = tl.load(k_codes + (block * UNIT + token)[:, None] * HALVES + half[None, :])
         scores = tl.zeros((16, UNIT), tl.float32)
         for field in tl.static_range(FIELDS):
-            codes = decode._field(halves, BITS, field, True) - tl.full((), decode._offset(BITS, field), tl.float16)
+            codes = unpacked(halves, BITS, field, True) - tl.full((), offset_of(BITS, field), tl.float16)
             scores = tl.dot(query[field], tl.trans(codes * scale[field] + low[field]), scores)
         scores = scores * factor
         before = highest
@@ -95,7 +96,7 @@ def _restoring(
             v_l = tl.load(v_low + token_at).to(tl.float16)[:, None]
             halves = tl.load(v_codes + (block * UNIT + token)[:, None] * HALVES + g * WIDTH + width[None, :])
             for field in tl.static_range(FIELDS):
-                codes = decode._field(halves, BITS, field, True) - tl.full((), decode._offset(BITS, field), tl.float16)
+                codes = unpacked(halves, BITS, field, True) - tl.full((), offset_of(BITS, field), tl.float16)
                 old = mixed[g * FIELDS + field] * shrink[:, None]
                 summed = summed + (tl.dot(weights, codes * v_s + v_l, old),)
         mixed = summed
@@ -131,7 +132,7 @@ def restoring(q: torch.Tensor, blocks: Blocks, bits: int, per_sm: int, stages: i
     return out
 
 
-RESTORING = [{"per_sm": p, "stages": s, "warps": w} for p, s, w in [(8, 2, 1), (8, 3, 1), (8, 2, 4), (16, 3, 1)]]
+RESTORING = [{"per_sm": 8, "stages": 3, "warps": 1}, {"per_sm": 8, "stages": 2, "warps": 4}]
 
 
 def captured(calls: Calls) -> tuple[torch.cuda.CUDAGraph, int]:

@@ -24,6 +24,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from thrifty.kv.blocks import Blocks
+from thrifty.kv.kernels.fields import by_field, offset_of, scaled, unpacked
 
 _FAR = tl.constexpr(-1.0e30)  # a score that is not there
 _START = tl.constexpr(-1.0e20)  # a maximum of nothing; above _FAR, so that the weight of what is not there is 0
@@ -31,65 +32,87 @@ _SHRINK = tl.constexpr(1 / 64)  # keeps query times scale far from the end of fl
 _ROWS = tl.constexpr(16)
 
 
-@triton.constexpr_function
-def _place(bits, field):
-    """The bit of a float16 mantissa where a field is laid: where the fewest shifts do and the offset stays small."""
-    return {2: (6, 8, 4, 6, 8, 4, 6, 8), 4: (4, 4, 4, 4), 8: (2, 2)}[bits][field]
-
-
-@triton.constexpr_function
-def _offset(bits, field):
-    """What is added to a code by its place in the mantissa."""
-    return float(2 ** (10 - _place(bits, field)))
-
-
-@triton.constexpr_function
-def _assembly(bits, field):
-    """PTX for a field of two halves: shift it to its place, cut it out, set the exponent."""
-    place = _place(bits, field)
-    mask, exponent = ((1 << bits) - 1) << place, (25 - place) << 10
-    shift = place - bits * field
-    move = f"{'shl' if shift > 0 else 'shr'}.b32 t, $1, {abs(shift)};" if shift else "mov.b32 t, $1;"
-    return f"{{ .reg .b32 t; {move} lop3.b32 $0, t, {mask * 0x10001}, {exponent * 0x10001}, 0xEA; }}"
+@triton.jit
+def _folded(query, k_scale, k_low, own, DIM: tl.constexpr, BITS: tl.constexpr):
+    """The query with the scales of each row's own block folded in, by field, and what every score of it gets."""
+    FIELDS: tl.constexpr = 16 // BITS
+    at = own[:, None] * DIM + tl.arange(0, DIM)[None, :]
+    folded = (query.to(tl.float32) * tl.load(k_scale + at).to(tl.float32)).to(tl.float16)
+    constant = tl.sum(query.to(tl.float32) * tl.load(k_low + at).to(tl.float32), 1)
+    folded = by_field(tl.reshape(folded, (_ROWS, DIM // FIELDS, FIELDS)), FIELDS)
+    offset = tl.zeros((_ROWS, DIM // FIELDS), tl.float32)
+    for field in tl.static_range(FIELDS):
+        offset += folded[field].to(tl.float32) * offset_of(BITS, field)
+    return folded, constant - tl.sum(offset, 1)
 
 
 @triton.jit
-def _field(halves, BITS: tl.constexpr, FIELD: tl.constexpr, ASSEMBLY: tl.constexpr):
-    """Field `FIELD` of each half as float16, `_offset` added."""
-    if ASSEMBLY:
-        return tl.inline_asm_elementwise(
-            _assembly(BITS, FIELD), "=r,r", [halves], dtype=tl.float16, is_pure=True, pack=2
-        )
-    else:
-        code = (halves.to(tl.int32) >> (BITS * FIELD)) & ((1 << BITS) - 1)
-        return (code.to(tl.float32) + _offset(BITS, FIELD)).to(tl.float16)
+def _scores(
+    folded, k_codes, first, blocks, token, stream,
+    STREAMS: tl.constexpr, DIM: tl.constexpr, UNIT: tl.constexpr, BITS: tl.constexpr, ASSEMBLY: tl.constexpr,
+):  # fmt: skip
+    """Folded query times codes [16, tokens]: each row with the tokens of its own block."""
+    FIELDS: tl.constexpr = 16 // BITS
+    HALVES: tl.constexpr = DIM // FIELDS
+    half = tl.arange(0, HALVES)
+    scores = tl.zeros((_ROWS, token.shape[0]), tl.float32)
+    for index in tl.static_range(STREAMS):
+        block = tl.minimum(first + index, blocks - 1)
+        halves = tl.load(k_codes + (block * UNIT + token)[:, None] * HALVES + half[None, :])
+        product = tl.zeros((_ROWS, token.shape[0]), tl.float32)
+        for field in tl.static_range(FIELDS):
+            product = tl.dot(folded[field], tl.trans(unpacked(halves, BITS, field, ASSEMBLY)), product)
+        scores = tl.where((stream == index)[:, None], product, scores)
+    return scores
 
 
 @triton.jit
-def _split(x, COUNT: tl.constexpr):
-    """The last axis, of length `COUNT` (1, 2, 4 or 8), as a tuple."""
-    if COUNT == 1:
-        return (tl.reshape(x, (x.shape[0], x.shape[1])),)
-    else:
-        if COUNT == 2:
-            return tl.split(x)
-        else:
-            even, odd = tl.split(tl.reshape(x, (x.shape[0], x.shape[1], COUNT // 2, 2)))
-            left = _split(even, COUNT // 2)
-            right = _split(odd, COUNT // 2)
-            both = ()
-            for index in tl.static_range(COUNT // 2):
-                both = both + (left[index], right[index])
-            return both
+def _mixed(
+    mixed, operands, v_codes, first, blocks, token, stream,
+    STREAMS: tl.constexpr, DIM: tl.constexpr, UNIT: tl.constexpr, GROUP: tl.constexpr, BITS: tl.constexpr,
+    ASSEMBLY: tl.constexpr,
+):  # fmt: skip
+    """`mixed`, plus weights with the scales folded in times codes, each row with its own block."""
+    FIELDS: tl.constexpr = 16 // BITS
+    WIDTH: tl.constexpr = GROUP // FIELDS
+    half = tl.arange(0, WIDTH)
+    for index in tl.static_range(STREAMS):
+        block = tl.minimum(first + index, blocks - 1)
+        summed = ()
+        for group in tl.static_range(DIM // GROUP):
+            operand = tl.where((stream == index)[:, None], operands[group], 0.0)
+            at = (block * UNIT + token)[:, None] * (DIM // FIELDS) + group * WIDTH + half[None, :]
+            halves = tl.load(v_codes + at)
+            for field in tl.static_range(FIELDS):
+                values = unpacked(halves, BITS, field, ASSEMBLY)
+                summed = summed + (tl.dot(operand, values, mixed[group * FIELDS + field]),)
+        mixed = summed
+    return mixed
 
 
 @triton.jit
-def _scaled(parts, shrink, COUNT: tl.constexpr):
-    """Every tensor of a tuple times `shrink`."""
-    scaled = ()
-    for index in tl.static_range(COUNT):
-        scaled = scaled + (parts[index] * shrink,)
-    return scaled
+def _store(
+    highest, total, mixed, lows, folds, part, stats, place,
+    PADDED: tl.constexpr, DIM: tl.constexpr, GROUP: tl.constexpr, BITS: tl.constexpr,
+):  # fmt: skip
+    """Join the rows of a query head, take the offsets off, and store; channels by group, field and half."""
+    FIELDS: tl.constexpr = 16 // BITS
+    WIDTH: tl.constexpr = GROUP // FIELDS
+    STREAMS: tl.constexpr = _ROWS // PADDED
+    by_head = tl.reshape(highest, (STREAMS, PADDED))
+    joined = tl.max(by_head, 0)
+    shrink = tl.reshape(tl.exp2(by_head - joined[None, :]), (_ROWS,))
+    at = place * PADDED + tl.arange(0, PADDED)
+    tl.store(stats + at * 2, joined)
+    total = tl.max(total, 1)  # all columns are alike
+    tl.store(stats + at * 2 + 1, tl.sum(tl.reshape(total * shrink, (STREAMS, PADDED)), 0))
+    for group in tl.static_range(DIM // GROUP):
+        for field in tl.static_range(FIELDS):
+            constant = tl.max(lows[group] - folds[group] * offset_of(BITS, field), 1)
+            value = (mixed[group * FIELDS + field] + constant[:, None]) * shrink[:, None]
+            channel = (group * FIELDS + field) * WIDTH + tl.arange(0, WIDTH)
+            value = tl.sum(tl.reshape(value, (STREAMS, PADDED, WIDTH)), 0)
+            tl.store(part + at[:, None] * DIM + channel[None, :], value)
 
 
 @triton.jit
@@ -144,28 +167,11 @@ def _attend_codes(
         own = group * STREAMS + stream
         is_here = is_row & (own < blocks)
         own = tl.minimum(own, blocks - 1)
-        # The query with the scales of the row's own block folded in, by field.
-        at = own[:, None] * DIM + channel[None, :]
-        folded = (query.to(tl.float32) * tl.load(k_scale + at).to(tl.float32)).to(tl.float16)
-        base = query.to(tl.float32) * tl.load(k_low + at).to(tl.float32)
-        folded = _split(tl.reshape(folded, (_ROWS, K_HALVES, K_FIELDS)), K_FIELDS)
-        constant = tl.sum(base, 1)
-        offset = tl.zeros((_ROWS, K_HALVES), tl.float32)
-        for field in tl.static_range(K_FIELDS):
-            offset += folded[field].to(tl.float32) * _offset(K_BITS, field)
-        constant -= tl.sum(offset, 1)
+        folded, constant = _folded(query, k_scale, k_low, own, DIM, K_BITS)
         constant = tl.where(is_here, constant * factor, _FAR)
-
         for piece in tl.range(0, SLICES, num_stages=STAGES):
             token = piece * TOKENS + tl.arange(0, TOKENS)
-            scores = tl.zeros((_ROWS, TOKENS), tl.float32)
-            for index in tl.static_range(STREAMS):
-                block = tl.minimum(group * STREAMS + index, blocks - 1)
-                halves = tl.load(k_codes + (block * UNIT + token)[:, None] * K_HALVES + k_half[None, :])
-                product = tl.zeros((_ROWS, TOKENS), tl.float32)
-                for field in tl.static_range(K_FIELDS):
-                    product = tl.dot(folded[field], tl.trans(_field(halves, K_BITS, field, ASSEMBLY)), product)
-                scores = tl.where((stream == index)[:, None], product, scores)
+            scores = _scores(folded, k_codes, group * STREAMS, blocks, token, stream, STREAMS, DIM, UNIT, K_BITS, ASSEMBLY)
             scores = scores * factor + constant[:, None]
 
             # The maximum is moved, and all sums scaled, only where weights would otherwise pass 2**4.
@@ -174,16 +180,16 @@ def _attend_codes(
                 shrink = tl.exp2(highest - found)[:, None]
                 highest = found
                 total *= shrink
-                lows = _scaled(lows, shrink, GROUPS)
-                folds = _scaled(folds, shrink, GROUPS)
-                mixed = _scaled(mixed, shrink, GROUPS * V_FIELDS)
+                lows = scaled(lows, shrink, GROUPS)
+                folds = scaled(folds, shrink, GROUPS)
+                mixed = scaled(mixed, shrink, GROUPS * V_FIELDS)
             # Up to 2**6, which makes better use of float16's range below 1; all sums share the factor.
             weights = tl.exp2(scores - (highest - 2.0)[:, None])
             total = tl.dot(weights.to(tl.float16), ones, total)
 
             scale_at = (own * UNIT + piece * TOKENS)[:, None] * GROUPS + tl.arange(0, TOKENS * GROUPS)[None, :]
-            scale = _split(tl.reshape(tl.load(v_scale + scale_at), (_ROWS, TOKENS, GROUPS)), GROUPS)
-            low = _split(tl.reshape(tl.load(v_low + scale_at), (_ROWS, TOKENS, GROUPS)), GROUPS)
+            scale = by_field(tl.reshape(tl.load(v_scale + scale_at), (_ROWS, TOKENS, GROUPS)), GROUPS)
+            low = by_field(tl.reshape(tl.load(v_low + scale_at), (_ROWS, TOKENS, GROUPS)), GROUPS)
             operands = ()
             new_lows = ()
             new_folds = ()
@@ -195,35 +201,11 @@ def _attend_codes(
                 new_folds = new_folds + (tl.dot(operand, ones, folds[part_of]),)
             lows = new_lows
             folds = new_folds
-            for index in tl.static_range(STREAMS):
-                block = tl.minimum(group * STREAMS + index, blocks - 1)
-                is_own = (stream == index)[:, None]
-                summed = ()
-                for part_of in tl.static_range(GROUPS):
-                    operand = tl.where(is_own, operands[part_of], 0.0)
-                    at_halves = (block * UNIT + token)[:, None] * V_HALVES + part_of * WIDTH + v_half[None, :]
-                    halves = tl.load(v_codes + at_halves)
-                    for field in tl.static_range(V_FIELDS):
-                        values = _field(halves, V_BITS, field, ASSEMBLY)
-                        summed = summed + (tl.dot(operand, values, mixed[part_of * V_FIELDS + field]),)
-                mixed = summed
-
-    # Join the streams of a head, and take the offsets off.
-    total = tl.max(total, 1)  # all columns are alike
-    by_head = tl.reshape(highest, (_ROWS // PADDED, PADDED))
-    joined = tl.max(by_head, 0)
-    shrink = tl.reshape(tl.exp2(by_head - joined[None, :]), (_ROWS,))
-    total = tl.sum(tl.reshape(total * shrink, (_ROWS // PADDED, PADDED)), 0)
-    out = tl.arange(0, PADDED)
-    at = (head * (splits + 1) + split) * PADDED + out
-    tl.store(stats + at * 2, joined)
-    tl.store(stats + at * 2 + 1, total)
-    for part_of in tl.static_range(GROUPS):
-        for field in tl.static_range(V_FIELDS):
-            constant = tl.max(lows[part_of] - folds[part_of] * _offset(V_BITS, field), 1)
-            value = mixed[part_of * V_FIELDS + field] + constant[:, None]
-            value = tl.reshape(value * shrink[:, None], (_ROWS // PADDED, PADDED, WIDTH))
-            tl.store(part + at[:, None] * DIM + (part_of * V_FIELDS + field) * WIDTH + v_half[None, :], tl.sum(value, 0))
+            mixed = _mixed(
+                mixed, operands, v_codes, group * STREAMS, blocks, token, stream,
+                STREAMS, DIM, UNIT, GROUP, V_BITS, ASSEMBLY,
+            )  # fmt: skip
+    _store(highest, total, mixed, lows, folds, part, stats, head * (splits + 1) + split, PADDED, DIM, GROUP, V_BITS)
 
 
 @triton.jit
@@ -271,7 +253,8 @@ def _attend_dense(
     tl.store(part + at[:, None] * DIM + place[None, :], mixed, mask=is_row[:, None])
 
 
-@triton.jit
+# Lengths change at every step; a kernel compiled for one that divides by 16 would soon have to be compiled again.
+@triton.jit(do_not_specialize=["splits", "blocks", "groups_each", "sinks", "opened"])
 def _decode(
     q, k_codes, k_scale, k_low, v_codes, v_scale, v_low, sink_k, sink_v, open_k, open_v, part, stats,
     splits, blocks, groups_each, sinks, opened, factor,
@@ -295,7 +278,7 @@ def _decode(
         )  # fmt: skip
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["splits"])
 def _combine(
     part, stats, out, splits,
     SHARED: tl.constexpr, PADDED: tl.constexpr, DIM: tl.constexpr, GROUP: tl.constexpr, V_BITS: tl.constexpr,

@@ -1,0 +1,65 @@
+"""Codes of 2, 4 or 8 bits as float16 numbers, two of them with one or two operations on a 32-bit word (Triton)."""
+
+import triton
+import triton.language as tl
+
+
+@triton.constexpr_function
+def placed_at(bits, field):
+    """The bit of a float16 mantissa where a field is laid: where the fewest shifts do and the offset stays small."""
+    return {2: (6, 8, 4, 6, 8, 4, 6, 8), 4: (4, 4, 4, 4), 8: (2, 2)}[bits][field]
+
+
+@triton.constexpr_function
+def offset_of(bits, field):
+    """What is added to a code by its place in the mantissa."""
+    return float(2 ** (10 - placed_at(bits, field)))
+
+
+@triton.constexpr_function
+def ptx(bits, field):
+    """PTX for a field of two halves: shift it to its place, cut it out, set the exponent."""
+    place = placed_at(bits, field)
+    mask, exponent = ((1 << bits) - 1) << place, (25 - place) << 10
+    shift = place - bits * field
+    move = f"{'shl' if shift > 0 else 'shr'}.b32 t, $1, {abs(shift)};" if shift else "mov.b32 t, $1;"
+    return f"{{ .reg .b32 t; {move} lop3.b32 $0, t, {mask * 0x10001}, {exponent * 0x10001}, 0xEA; }}"
+
+
+@triton.jit
+def unpacked(halves, BITS: tl.constexpr, FIELD: tl.constexpr, ASSEMBLY: tl.constexpr):
+    """Field `FIELD` of each half as float16, `offset_of` added."""
+    if ASSEMBLY:
+        return tl.inline_asm_elementwise(
+            ptx(BITS, FIELD), "=r,r", [halves], dtype=tl.float16, is_pure=True, pack=2
+        )
+    else:
+        code = (halves.to(tl.int32) >> (BITS * FIELD)) & ((1 << BITS) - 1)
+        return (code.to(tl.float32) + offset_of(BITS, FIELD)).to(tl.float16)
+
+
+@triton.jit
+def by_field(x, COUNT: tl.constexpr):
+    """The last axis, of length `COUNT` (1, 2, 4 or 8), as a tuple."""
+    if COUNT == 1:
+        return (tl.reshape(x, (x.shape[0], x.shape[1])),)
+    else:
+        if COUNT == 2:
+            return tl.split(x)
+        else:
+            even, odd = tl.split(tl.reshape(x, (x.shape[0], x.shape[1], COUNT // 2, 2)))
+            left = by_field(even, COUNT // 2)
+            right = by_field(odd, COUNT // 2)
+            both = ()
+            for index in tl.static_range(COUNT // 2):
+                both = both + (left[index], right[index])
+            return both
+
+
+@triton.jit
+def scaled(parts, shrink, COUNT: tl.constexpr):
+    """Every tensor of a tuple times `shrink`."""
+    scaled = ()
+    for index in tl.static_range(COUNT):
+        scaled = scaled + (parts[index] * shrink,)
+    return scaled
