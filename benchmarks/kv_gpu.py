@@ -213,7 +213,7 @@ def measure(rows: int, tokens: int, bits: list[int], rounds: int) -> list[dict]:
             added[name] = lambda b, w=width, tuned=tuned: restoring(q, b, w, **tuned)
         row = blocks.rows(torch.zeros(1, dtype=torch.long))
         row_k, row_v = (side.restore(back) for side, back in ((row.k, codec.restore_k), (row.v, codec.restore_v)))
-        want = sdpa(q[:1].view(1, HEADS, SHARED, DIM).float(), row_k, row_v).view(1, -1, 1, DIM)
+        want = sdpa(q[:1].view(1, HEADS, SHARED, DIM).float(), row_k, row_v).reshape(1, -1, 1, DIM)
         for name, call in added.items():
             errors[name] = float((call(blocks)[:1].float() - want).norm() / want.norm())
             contenders[name] = [lambda b=b, call=call: call(b) for b in caches]

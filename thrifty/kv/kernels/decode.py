@@ -16,6 +16,7 @@ softmax, the scales and the lows are then done once for 16 full rows. The sequen
 
 import functools
 import math
+from typing import no_type_check
 
 import torch
 import triton
@@ -33,6 +34,7 @@ _ROWS = tl.constexpr(16)
 
 
 @triton.jit
+@no_type_check
 def _folded(query, k_scale, k_low, own, DIM: tl.constexpr, BITS: tl.constexpr):
     """The query with the scales of each row's own block folded in, by field, and what every score of it gets."""
     FIELDS: tl.constexpr = 16 // BITS
@@ -47,6 +49,7 @@ def _folded(query, k_scale, k_low, own, DIM: tl.constexpr, BITS: tl.constexpr):
 
 
 @triton.jit
+@no_type_check
 def _scores(
     folded, k_codes, first, blocks, token, stream,
     STREAMS: tl.constexpr, DIM: tl.constexpr, UNIT: tl.constexpr, BITS: tl.constexpr, ASSEMBLY: tl.constexpr,
@@ -67,6 +70,7 @@ def _scores(
 
 
 @triton.jit
+@no_type_check
 def _mixed(
     mixed, operands, v_codes, first, blocks, token, stream,
     STREAMS: tl.constexpr, DIM: tl.constexpr, UNIT: tl.constexpr, GROUP: tl.constexpr, BITS: tl.constexpr,
@@ -91,6 +95,7 @@ def _mixed(
 
 
 @triton.jit
+@no_type_check
 def _store(
     highest, total, mixed, lows, folds, part, stats, place,
     PADDED: tl.constexpr, DIM: tl.constexpr, GROUP: tl.constexpr, BITS: tl.constexpr,
@@ -116,6 +121,7 @@ def _store(
 
 
 @triton.jit
+@no_type_check
 def _attend_codes(
     q, k_codes, k_scale, k_low, v_codes, v_scale, v_low, part, stats,
     head, split, splits, blocks, groups_each, factor,
@@ -209,6 +215,7 @@ def _attend_codes(
 
 
 @triton.jit
+@no_type_check
 def _attend_dense(
     q, sink_k, sink_v, open_k, open_v, part, stats, head, splits, sinks, opened, factor,
     SHARED: tl.constexpr, PADDED: tl.constexpr, DIM: tl.constexpr, GROUP: tl.constexpr, V_BITS: tl.constexpr,
@@ -255,6 +262,7 @@ def _attend_dense(
 
 # Lengths change at every step; a kernel compiled for one that divides by 16 would soon have to be compiled again.
 @triton.jit(do_not_specialize=["splits", "blocks", "groups_each", "sinks", "opened"])
+@no_type_check
 def _decode(
     q, k_codes, k_scale, k_low, v_codes, v_scale, v_low, sink_k, sink_v, open_k, open_v, part, stats,
     splits, blocks, groups_each, sinks, opened, factor,
@@ -279,6 +287,7 @@ def _decode(
 
 
 @triton.jit(do_not_specialize=["splits"])
+@no_type_check
 def _combine(
     part, stats, out, splits,
     SHARED: tl.constexpr, PADDED: tl.constexpr, DIM: tl.constexpr, GROUP: tl.constexpr, V_BITS: tl.constexpr,

@@ -1,22 +1,30 @@
-"""Codes of 2, 4 or 8 bits as float16 numbers, two of them with one or two operations on a 32-bit word (Triton)."""
+"""Codes of 2, 4 or 8 bits as float16 numbers, two of them with one or two operations on a 32-bit word (Triton).
+
+`no_type_check` keeps the checker of shapes, which the tests install, off what Triton compiles.
+"""
+
+from typing import no_type_check
 
 import triton
 import triton.language as tl
 
 
 @triton.constexpr_function
+@no_type_check
 def placed_at(bits, field):
     """The bit of a float16 mantissa where a field is laid: where the fewest shifts do and the offset stays small."""
     return {2: (6, 8, 4, 6, 8, 4, 6, 8), 4: (4, 4, 4, 4), 8: (2, 2)}[bits][field]
 
 
 @triton.constexpr_function
+@no_type_check
 def offset_of(bits, field):
     """What is added to a code by its place in the mantissa."""
     return float(2 ** (10 - placed_at(bits, field)))
 
 
 @triton.constexpr_function
+@no_type_check
 def ptx(bits, field):
     """PTX for a field of two halves: shift it to its place, cut it out, set the exponent."""
     place = placed_at(bits, field)
@@ -27,6 +35,7 @@ def ptx(bits, field):
 
 
 @triton.jit
+@no_type_check
 def unpacked(halves, BITS: tl.constexpr, FIELD: tl.constexpr, ASSEMBLY: tl.constexpr):
     """Field `FIELD` of each half as float16, `offset_of` added."""
     if ASSEMBLY:
@@ -39,6 +48,7 @@ def unpacked(halves, BITS: tl.constexpr, FIELD: tl.constexpr, ASSEMBLY: tl.const
 
 
 @triton.jit
+@no_type_check
 def by_field(x, COUNT: tl.constexpr):
     """The last axis, of length `COUNT` (1, 2, 4 or 8), as a tuple."""
     if COUNT == 1:
@@ -57,6 +67,7 @@ def by_field(x, COUNT: tl.constexpr):
 
 
 @triton.jit
+@no_type_check
 def scaled(parts, shrink, COUNT: tl.constexpr):
     """Every tensor of a tuple times `shrink`."""
     scaled = ()
