@@ -1,3 +1,4 @@
+# ruff: noqa: RUF005 -- Triton does not unpack tuples
 """Decode attention on a GPU: HACK's codes in Triton against scaled dot product attention and a dequantising peer.
 
     python benchmarks/kv_gpu.py [--bits 2 4] [--shapes 8x32768 1x131072] [--rounds 15] [--out results/kv_gpu.jsonl]
@@ -64,7 +65,8 @@ def _restoring(
     channel = tl.arange(0, DIM)
     half = tl.arange(0, HALVES)
     width = tl.arange(0, WIDTH)
-    query = tl.load(q + (head * SHARED + row)[:, None] * DIM + channel[None, :], mask=(row < SHARED)[:, None], other=0.0)
+    at = (head * SHARED + row)[:, None] * DIM + channel[None, :]
+    query = tl.load(q + at, mask=(row < SHARED)[:, None], other=0.0)
     query = by_field(tl.reshape(query.to(tl.float16), (16, HALVES, FIELDS)), FIELDS)
     highest = tl.full((16,), -1.0e20, tl.float32)
     total = tl.zeros((16,), tl.float32)

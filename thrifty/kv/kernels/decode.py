@@ -1,3 +1,4 @@
+# ruff: noqa: ANN001, ANN202, RUF005 -- Triton compiles this: no annotations, no unpacking of tuples
 """Decode attention on packed codes in Triton: one new token per row, keys coded per channel and block, values per
 token and channel group (layout atc of `thrifty.kv.codecs.hack`), queries and weights not quantised.
 
@@ -25,7 +26,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from thrifty.kv.blocks import Blocks
-from thrifty.kv.kernels.fields import by_field, offset_of, scaled, unpacked
+from thrifty.kv.kernels.fields import by_field, offset_of, scaled, unpacked, zeros
 
 _FAR = tl.constexpr(-1.0e30)  # a score that is not there
 _START = tl.constexpr(-1.0e20)  # a maximum of nothing; above _FAR, so that the weight of what is not there is 0
@@ -67,6 +68,24 @@ def _scores(
             product = tl.dot(folded[field], tl.trans(unpacked(halves, BITS, field, ASSEMBLY)), product)
         scores = tl.where((stream == index)[:, None], product, scores)
     return scores
+
+
+@triton.jit
+@no_type_check
+def _weighed(weights, scale, low, ones, lows, folds, TOKENS: tl.constexpr, GROUPS: tl.constexpr):
+    """Weights with the scales of each group folded in; `lows` and `folds` with their sums added."""
+    scale = by_field(tl.reshape(scale, (_ROWS, TOKENS, GROUPS)), GROUPS)
+    low = by_field(tl.reshape(low, (_ROWS, TOKENS, GROUPS)), GROUPS)
+    operands = ()
+    new_lows = ()
+    new_folds = ()
+    for group in tl.static_range(GROUPS):
+        operand = (weights * scale[group].to(tl.float32)).to(tl.float16)
+        lowered = (weights * low[group].to(tl.float32)).to(tl.float16)
+        operands = operands + (operand,)
+        new_lows = new_lows + (tl.dot(lowered, ones, lows[group]),)
+        new_folds = new_folds + (tl.dot(operand, ones, folds[group]),)
+    return operands, new_lows, new_folds
 
 
 @triton.jit
@@ -130,25 +149,19 @@ def _attend_codes(
     TOKENS: tl.constexpr,
 ):  # fmt: skip
     """One program: `groups_each` groups of `STREAMS` blocks of one key head."""
-    K_FIELDS: tl.constexpr = 16 // K_BITS
     V_FIELDS: tl.constexpr = 16 // V_BITS
-    K_HALVES: tl.constexpr = DIM // K_FIELDS
-    V_HALVES: tl.constexpr = DIM // V_FIELDS
     GROUPS: tl.constexpr = DIM // GROUP
-    WIDTH: tl.constexpr = GROUP // V_FIELDS  # halves of a group
     row = tl.arange(0, _ROWS)
     stream = row // PADDED
     member = row % PADDED
     is_row = (member < SHARED) & (stream < STREAMS)
     channel = tl.arange(0, DIM)
-    k_half = tl.arange(0, K_HALVES)
-    v_half = tl.arange(0, WIDTH)
     query = tl.load(q + (head * SHARED + member)[:, None] * DIM + channel[None, :], mask=is_row[:, None], other=0.0)
     query = (query.to(tl.float32) * _SHRINK).to(query.dtype)
     factor = factor / _SHRINK
 
-    k_codes += head * blocks * (UNIT * K_HALVES)
-    v_codes += head * blocks * (UNIT * V_HALVES)
+    k_codes += head * blocks * (UNIT * DIM * K_BITS // 16)
+    v_codes += head * blocks * (UNIT * DIM * V_BITS // 16)
     k_scale += head * blocks * DIM
     k_low += head * blocks * DIM
     v_scale += head * blocks * (UNIT * GROUPS)
@@ -157,15 +170,9 @@ def _attend_codes(
     highest = tl.full((_ROWS,), _START, tl.float32)
     ones = tl.full((TOKENS, 8), 1.0, tl.float16)
     total = tl.zeros((_ROWS, 8), tl.float32)
-    mixed = ()
-    for _ in tl.static_range(GROUPS * V_FIELDS):
-        mixed = mixed + (tl.zeros((_ROWS, WIDTH), tl.float32),)
-    lows = ()
-    folds = ()
-    for _ in tl.static_range(GROUPS):
-        lows = lows + (tl.zeros((_ROWS, 8), tl.float32),)
-        folds = folds + (tl.zeros((_ROWS, 8), tl.float32),)
-
+    mixed = zeros(GROUPS * V_FIELDS, _ROWS, GROUP // V_FIELDS)
+    lows = zeros(GROUPS, _ROWS, 8)
+    folds = zeros(GROUPS, _ROWS, 8)
     first = split * groups_each
     last = tl.minimum(first + groups_each, (blocks + STREAMS - 1) // STREAMS)
     SLICES: tl.constexpr = UNIT // TOKENS
@@ -177,7 +184,8 @@ def _attend_codes(
         constant = tl.where(is_here, constant * factor, _FAR)
         for piece in tl.range(0, SLICES, num_stages=STAGES):
             token = piece * TOKENS + tl.arange(0, TOKENS)
-            scores = _scores(folded, k_codes, group * STREAMS, blocks, token, stream, STREAMS, DIM, UNIT, K_BITS, ASSEMBLY)
+            at = group * STREAMS
+            scores = _scores(folded, k_codes, at, blocks, token, stream, STREAMS, DIM, UNIT, K_BITS, ASSEMBLY)
             scores = scores * factor + constant[:, None]
 
             # The maximum is moved, and all sums scaled, only where weights would otherwise pass 2**4.
@@ -194,23 +202,11 @@ def _attend_codes(
             total = tl.dot(weights.to(tl.float16), ones, total)
 
             scale_at = (own * UNIT + piece * TOKENS)[:, None] * GROUPS + tl.arange(0, TOKENS * GROUPS)[None, :]
-            scale = by_field(tl.reshape(tl.load(v_scale + scale_at), (_ROWS, TOKENS, GROUPS)), GROUPS)
-            low = by_field(tl.reshape(tl.load(v_low + scale_at), (_ROWS, TOKENS, GROUPS)), GROUPS)
-            operands = ()
-            new_lows = ()
-            new_folds = ()
-            for part_of in tl.static_range(GROUPS):
-                operand = (weights * scale[part_of].to(tl.float32)).to(tl.float16)
-                operands = operands + (operand,)
-                lowered = (weights * low[part_of].to(tl.float32)).to(tl.float16)
-                new_lows = new_lows + (tl.dot(lowered, ones, lows[part_of]),)
-                new_folds = new_folds + (tl.dot(operand, ones, folds[part_of]),)
-            lows = new_lows
-            folds = new_folds
+            scale, low = tl.load(v_scale + scale_at), tl.load(v_low + scale_at)
+            operands, lows, folds = _weighed(weights, scale, low, ones, lows, folds, TOKENS, GROUPS)
             mixed = _mixed(
-                mixed, operands, v_codes, group * STREAMS, blocks, token, stream,
-                STREAMS, DIM, UNIT, GROUP, V_BITS, ASSEMBLY,
-            )  # fmt: skip
+                mixed, operands, v_codes, at, blocks, token, stream, STREAMS, DIM, UNIT, GROUP, V_BITS, ASSEMBLY
+            )
     _store(highest, total, mixed, lows, folds, part, stats, head * (splits + 1) + split, PADDED, DIM, GROUP, V_BITS)
 
 
@@ -321,8 +317,8 @@ def _combine(
 
 
 def attend(
-    q: Float[Tensor, "rows q_heads 1 d"], blocks: Blocks, k_bits: int, v_bits: int, group: int, scale: float
-) -> Float[Tensor, "rows q_heads 1 d"] | None:
+    q: Float[Tensor, "rows q_heads queries d"], blocks: Blocks, k_bits: int, v_bits: int, group: int, scale: float
+) -> Float[Tensor, "rows q_heads queries d"] | None:
     """Attention of the newest token on `blocks`: keys coded per channel and block, values per token and `group`
     channels. None where the kernel cannot do it: several queries, unusual shapes, no codes yet."""
     if not suits(q, blocks, k_bits, v_bits, group):

@@ -1,3 +1,4 @@
+# ruff: noqa: ANN001, ANN201, RUF005 -- Triton compiles this: no annotations, no unpacking of tuples
 """Codes of 2, 4 or 8 bits as float16 numbers, two of them with one or two operations on a 32-bit word (Triton).
 
 `no_type_check` keeps the checker of shapes, which the tests install, off what Triton compiles.
@@ -39,9 +40,7 @@ def ptx(bits, field):
 def unpacked(halves, BITS: tl.constexpr, FIELD: tl.constexpr, ASSEMBLY: tl.constexpr):
     """Field `FIELD` of each half as float16, `offset_of` added."""
     if ASSEMBLY:
-        return tl.inline_asm_elementwise(
-            ptx(BITS, FIELD), "=r,r", [halves], dtype=tl.float16, is_pure=True, pack=2
-        )
+        return tl.inline_asm_elementwise(ptx(BITS, FIELD), "=r,r", [halves], dtype=tl.float16, is_pure=True, pack=2)
     else:
         code = (halves.to(tl.int32) >> (BITS * FIELD)) & ((1 << BITS) - 1)
         return (code.to(tl.float32) + offset_of(BITS, FIELD)).to(tl.float16)
@@ -74,3 +73,13 @@ def scaled(parts, shrink, COUNT: tl.constexpr):
     for index in tl.static_range(COUNT):
         scaled = scaled + (parts[index] * shrink,)
     return scaled
+
+
+@triton.jit
+@no_type_check
+def zeros(COUNT: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    """A tuple of `COUNT` tensors of zeros."""
+    made = ()
+    for _ in tl.static_range(COUNT):
+        made = made + (tl.zeros((ROWS, COLUMNS), tl.float32),)
+    return made
