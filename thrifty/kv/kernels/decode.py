@@ -152,47 +152,40 @@ def _attend_codes(
     V_FIELDS: tl.constexpr = 16 // V_BITS
     GROUPS: tl.constexpr = DIM // GROUP
     row = tl.arange(0, _ROWS)
-    stream = row // PADDED
-    member = row % PADDED
+    stream, member = row // PADDED, row % PADDED
     is_row = (member < SHARED) & (stream < STREAMS)
-    channel = tl.arange(0, DIM)
-    query = tl.load(q + (head * SHARED + member)[:, None] * DIM + channel[None, :], mask=is_row[:, None], other=0.0)
+    at = (head * SHARED + member)[:, None] * DIM + tl.arange(0, DIM)[None, :]
+    query = tl.load(q + at, mask=is_row[:, None], other=0.0)
     query = (query.to(tl.float32) * _SHRINK).to(query.dtype)
     factor = factor / _SHRINK
-
     k_codes += head * blocks * (UNIT * DIM * K_BITS // 16)
     v_codes += head * blocks * (UNIT * DIM * V_BITS // 16)
     k_scale += head * blocks * DIM
     k_low += head * blocks * DIM
     v_scale += head * blocks * (UNIT * GROUPS)
     v_low += head * blocks * (UNIT * GROUPS)
-
     highest = tl.full((_ROWS,), _START, tl.float32)
     ones = tl.full((TOKENS, 8), 1.0, tl.float16)
     total = tl.zeros((_ROWS, 8), tl.float32)
     mixed = zeros(GROUPS * V_FIELDS, _ROWS, GROUP // V_FIELDS)
-    lows = zeros(GROUPS, _ROWS, 8)
-    folds = zeros(GROUPS, _ROWS, 8)
+    lows, folds = zeros(GROUPS, _ROWS, 8), zeros(GROUPS, _ROWS, 8)
     first = split * groups_each
     last = tl.minimum(first + groups_each, (blocks + STREAMS - 1) // STREAMS)
-    SLICES: tl.constexpr = UNIT // TOKENS
     for group in tl.range(first, last, num_stages=1):
         own = group * STREAMS + stream
         is_here = is_row & (own < blocks)
         own = tl.minimum(own, blocks - 1)
         folded, constant = _folded(query, k_scale, k_low, own, DIM, K_BITS)
         constant = tl.where(is_here, constant * factor, _FAR)
-        for piece in tl.range(0, SLICES, num_stages=STAGES):
+        for piece in tl.range(0, UNIT // TOKENS, num_stages=STAGES):
             token = piece * TOKENS + tl.arange(0, TOKENS)
-            at = group * STREAMS
-            scores = _scores(folded, k_codes, at, blocks, token, stream, STREAMS, DIM, UNIT, K_BITS, ASSEMBLY)
+            here = group * STREAMS
+            scores = _scores(folded, k_codes, here, blocks, token, stream, STREAMS, DIM, UNIT, K_BITS, ASSEMBLY)
             scores = scores * factor + constant[:, None]
-
             # The maximum is moved, and all sums scaled, only where weights would otherwise pass 2**4.
             found = tl.maximum(highest, tl.max(scores, 1))
             if tl.max(found - highest, 0) > 4.0:
-                shrink = tl.exp2(highest - found)[:, None]
-                highest = found
+                shrink, highest = tl.exp2(highest - found)[:, None], found
                 total *= shrink
                 lows = scaled(lows, shrink, GROUPS)
                 folds = scaled(folds, shrink, GROUPS)
@@ -200,12 +193,11 @@ def _attend_codes(
             # Up to 2**6, which makes better use of float16's range below 1; all sums share the factor.
             weights = tl.exp2(scores - (highest - 2.0)[:, None])
             total = tl.dot(weights.to(tl.float16), ones, total)
-
             scale_at = (own * UNIT + piece * TOKENS)[:, None] * GROUPS + tl.arange(0, TOKENS * GROUPS)[None, :]
             scale, low = tl.load(v_scale + scale_at), tl.load(v_low + scale_at)
             operands, lows, folds = _weighed(weights, scale, low, ones, lows, folds, TOKENS, GROUPS)
             mixed = _mixed(
-                mixed, operands, v_codes, at, blocks, token, stream, STREAMS, DIM, UNIT, GROUP, V_BITS, ASSEMBLY
+                mixed, operands, v_codes, here, blocks, token, stream, STREAMS, DIM, UNIT, GROUP, V_BITS, ASSEMBLY
             )
     _store(highest, total, mixed, lows, folds, part, stats, head * (splits + 1) + split, PADDED, DIM, GROUP, V_BITS)
 
