@@ -1,4 +1,5 @@
 # ruff: noqa: ANN001, ANN201, RUF005 -- Triton compiles this: no annotations, no unpacking of tuples
+# pyright: reportMissingImports=false, reportIndexIssue=false, reportOptionalSubscript=false
 """Codes of 2, 4 or 8 bits as float16 numbers, two of them with one or two operations on a 32-bit word (Triton).
 
 `no_type_check` keeps the checker of shapes, which the tests install, off what Triton compiles.
