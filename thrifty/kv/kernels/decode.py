@@ -1,5 +1,5 @@
 # ruff: noqa: ANN001, ANN202, RUF005 -- Triton compiles this: no annotations, no unpacking of tuples
-# pyright: reportMissingImports=false, reportIndexIssue=false, reportOptionalSubscript=false
+# pyright: reportMissingImports=false, reportIndexIssue=false, reportOptionalSubscript=false, reportOptionalMemberAccess=false
 """Decode attention on packed codes in Triton: one new token per row, keys coded per channel and block, values per
 token and channel group (layout atc of `thrifty.kv.codecs.hack`), queries and weights not quantised.
 
