@@ -118,7 +118,7 @@ def test_a_budget_chooses_the_bits_and_a_saved_plan_is_used_again(measured, tmp_
     ("words", "told"),
     [
         (["--codec", "nope"], "hack, kivi, plain"),
-        (["--method", "nope"], "it has uniform"),
+        (["--method", "nope"], "uniform"),
         (["--set", "k_bits=5"], "use one of 2, 3, 4, 8"),
         (["--set", "partition=48"], "use one of 32, 64, 128"),
         (["--set", "bits=4"], "it has layout, k_bits"),

@@ -7,6 +7,7 @@ over blocks of tokens with a 16-bit open block, no sinks, stochastic rounding.
 """
 
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from typing import Literal
 
 import torch
@@ -34,9 +35,9 @@ class Hack:
     published; `exact` leaves them in float32. `summation_elimination=False` stores no sums and adds the codes up at
     each call. `None` stands for what the layout was published with, but for `weights`: 8-bit weights of layout atc
     are `consistent` (see `thrifty.kv.consistent`) unless `published` is asked for, whose error grows with the length.
-    For these, one new token on a CPU is computed by the kernel in C++ where it can run, unless `kernel` is
-    `reference`. The error of a restored value is at most half a scale (one scale when stochastic) plus the rounding
-    of low and scale to `dtype`.
+    For these, one new token on a CPU is computed by the kernel in C++ where it can run, and for `exact` one on a GPU
+    by the kernel in Triton, unless `kernel` is `reference`. The error of a restored value is at most half a scale
+    (one scale when stochastic) plus the rounding of low and scale to `dtype`.
 
     Two settings are beyond the papers and cost no byte. `fit=unbiased` shrinks the range of a group and chooses scale
     and low so that errors average out (see `quantise_unbiased`); a value may then err by more than half a scale.
@@ -127,11 +128,9 @@ class Hack:
 
     def _attend(self, q: Tensor, blocks: Blocks, scale: float) -> Tensor:
         """`attend` in the channels that the codes are in."""
-        if self._is_consistent and self.kernel == "auto":
-            group = self._group(q.shape[-1])
-            fast = native_kernel.attend(q, blocks, self.k_bits, self.v_bits, group, scale)
-            if fast is not None:
-                return fast
+        fast = self._attend_fast(q, blocks, scale) if self.kernel == "auto" else None
+        if fast is not None:
+            return fast
         query = dense.stack_queries(q, blocks.k.open.shape[1])
         logits = [dense.scores(query, blocks.k.sinks), dense.scores(query, blocks.k.open)]
         if blocks.k.closed:
@@ -145,6 +144,16 @@ class Hack:
         elif blocks.v.closed:
             mixed = mixed + self._mix(closed, blocks.v.closed)
         return dense.unstack_queries(mixed, q)
+
+    def _attend_fast(self, q: Tensor, blocks: Blocks, scale: float) -> Tensor | None:
+        group = self._group(q.shape[-1])
+        if self._is_consistent:
+            return native_kernel.attend(q, blocks, self.k_bits, self.v_bits, group, scale)
+        if self.layout == "atc" and self.qp_bits == "exact" and q.is_cuda and find_spec("triton"):
+            from thrifty.kv.kernels import decode  # triton comes with PyTorch for GPUs only
+
+            return decode.attend(q, blocks, self.k_bits, self.v_bits, group, scale)
+        return None
 
     def bytes_per_token(self, shape: HeadShape, num_tokens: int) -> float:
         """Codes, scale and low in 16 bits, sums, sinks and open block."""
