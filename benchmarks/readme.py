@@ -53,7 +53,48 @@ def speed(rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-TABLES = {"kv.jsonl": quality, "kv_cpu.jsonl": speed}
+def beyond(rows: list[dict[str, Any]]) -> str:
+    """Settings beyond the papers, on the whole test text."""
+    first = rows[0]
+    lines = [
+        f"`benchmarks/kv_quality.py`: {first['windows']} windows of {first['window']} tokens of {first['text']}, plain "
+        f"perplexity {first['ppl_plain']:.3f}. ± is the standard error over windows.",
+        "",
+        "| bits of keys/values | of bf16 at 2k | at 8k | perplexity ratio | KL (nats) | top-1 |",
+        "| --- | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    for row in rows:
+        held, whole, bits = row["bytes_per_token"], row["bytes_per_token_bf16"], row["settings"]
+        lines.append(
+            f"| {bits['k_bits']}/{bits['v_bits']} | {held['2048'] / whole:.1%} | {held['8192'] / whole:.1%} "
+            f"| {row['ppl_ratio']:.4f} ± {row['ppl_ratio_error']:.4f} | {row['kl']:.4f} | {row['top1']:.1%} |"
+        )
+    return "\n".join(lines)
+
+
+def gpu(rows: list[dict[str, Any]]) -> str:
+    """Decode attention on a GPU: microseconds, and times as fast as the best SDPA."""
+    first = rows[0]
+    lines = [
+        f"{first['machine']}, torch {first['torch']}, triton {first['triton']}: microseconds of one decode step of one "
+        "layer's attention (times as fast as the best SDPA).",
+        "",
+        "| rows x tokens | best SDPA bf16 | 2 bits | dequantising, 2 bits | 4 bits | dequantising, 4 bits |",
+        "| --- | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    for batch, tokens in dict.fromkeys((row["rows"], row["tokens"]) for row in rows):
+        here = {row["contender"]: row["us"] for row in rows if (row["rows"], row["tokens"]) == (batch, tokens)}
+        base = min(us for name, us in here.items() if name.startswith("sdpa"))
+        cells = []
+        for bits in (2, 4):
+            for start in (f"hack {bits} bits", f"restoring {bits} bits"):
+                best = min(us for name, us in here.items() if name.startswith(start))
+                cells.append(f"{best:.1f} ({base / best:.2f}x)")
+        lines.append(f"| {batch} x {tokens:,} | {base:.1f} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+TABLES = {"kv.jsonl": quality, "kv_quality.jsonl": beyond, "kv_cpu.jsonl": speed, "kv_gpu.jsonl": gpu}
 
 
 def written(readme: str) -> str:
