@@ -120,9 +120,9 @@ def test_check_tells_an_altered_file_from_an_intact_one(given: Path, monkeypatch
 def test_a_packed_file_is_judged_by_its_content(given: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     small_set(monkeypatch, None, "text/small.txt.gz")
     for level in (1, 9):
-        put(given, gzip.compress(CONTENT, level), "text/small.txt.gz")
+        put(given, gzip.compress(CONTENT, level, mtime=0), "text/small.txt.gz")
         assert data.check("small").is_intact
-    put(given, gzip.compress(CONTENT)[:-9], "text/small.txt.gz")
+    put(given, gzip.compress(CONTENT, mtime=0)[:-9], "text/small.txt.gz")
     assert not data.check("small").is_intact
 
 
@@ -144,7 +144,7 @@ def test_get_downloads_once(
 
 def test_get_converts_and_packs(given: Path, served: tuple[Path, str], monkeypatch: pytest.MonkeyPatch) -> None:
     folder, address = served
-    (folder / "graph.txt.gz").write_bytes(gzip.compress(b"# edges\n0\t1\t-1\n"))
+    (folder / "graph.txt.gz").write_bytes(gzip.compress(b"# edges\n0\t1\t-1\n", mtime=0))
     table = b"source,target,sign\n0,1,-1\n"
     file = replace(
         SETS["epinions"].files[0], sha256=hashlib.sha256(table).hexdigest(), origin=f"{address}/graph.txt.gz"
@@ -155,7 +155,9 @@ def test_get_converts_and_packs(given: Path, served: tuple[Path, str], monkeypat
     assert data.check("epinions").is_intact
 
 
-@pytest.mark.parametrize("sent", [b"", CONTENT[:-1], b"<html>please log in</html>", gzip.compress(CONTENT)[:-4]])
+@pytest.mark.parametrize(
+    "sent", [b"", CONTENT[:-1], b"<html>please log in</html>", gzip.compress(CONTENT, mtime=0)[:-4]]
+)
 def test_get_keeps_nothing_that_is_not_right(
     given: Path, cache: Path, served: tuple[Path, str], monkeypatch: pytest.MonkeyPatch, sent: bytes
 ) -> None:
@@ -203,7 +205,7 @@ def test_get_of_a_set_without_origin_says_where_it_comes_from(given: Path) -> No
 def test_a_text_file_is_read_plain_or_packed(tmp_path: Path) -> None:
     for name, content in {
         "a.txt": CONTENT,
-        "a.txt.gz": gzip.compress(CONTENT),
+        "a.txt.gz": gzip.compress(CONTENT, mtime=0),
         "b.txt": b"\xef\xbb\xbf" + CONTENT,
     }.items():
         assert data.text(put(tmp_path, content, name)) == CONTENT.decode()
@@ -215,9 +217,9 @@ def test_a_text_file_is_read_plain_or_packed(tmp_path: Path) -> None:
     [
         (b"", "is empty: a text of at least one window is needed; give another file"),
         (b" \n\n", "is empty"),
-        (gzip.compress(b""), "is empty"),
+        (gzip.compress(b"", mtime=0), "is empty"),
         (b"caf\xe9", "is not UTF-8 text: byte 0xe9 at 3"),
-        (gzip.compress(CONTENT)[:-9], "is a broken gzip file"),
+        (gzip.compress(CONTENT, mtime=0)[:-9], "is a broken gzip file"),
     ],
 )
 def test_a_text_that_cannot_be_used_is_refused(tmp_path: Path, content: bytes, message: str) -> None:
