@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from thrifty import catalogue, demo
-from thrifty.kv.measure import silent
+from thrifty.progress import silent
 
 
 def test_every_entry_of_the_demo_can_be_made() -> None:

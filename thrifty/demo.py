@@ -9,7 +9,8 @@ from typing import Any
 from thrifty import catalogue, data, llm
 from thrifty.kv import compare, measure
 from thrifty.kv.cache import CompressedCache
-from thrifty.kv.measure import Protocol, Track
+from thrifty.kv.measure import Protocol
+from thrifty.progress import Track
 from thrifty.report import Exchange, Report, provenance
 
 QUESTION = "Explain in three sentences why the sky is blue."

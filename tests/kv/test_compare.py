@@ -9,8 +9,9 @@ from thrifty.kv import compare, measure
 from thrifty.kv.codecs.hack import Hack
 from thrifty.kv.codecs.kivi import Kivi
 from thrifty.kv.codecs.plain import Plain
-from thrifty.kv.measure import Protocol, silent
+from thrifty.kv.measure import Protocol
 from thrifty.kv.methods.uniform import Uniform
+from thrifty.progress import silent
 
 SHORT = Protocol(
     windows=2, window=150, chunk=64, passkey_tokens=(450,), depths=(0.5,), contexts=(100, 300), ratio_context=300,

@@ -12,9 +12,10 @@ from thrifty.kv.apply import apply
 from thrifty.kv.blocks import Codec
 from thrifty.kv.cost import has_bits
 from thrifty.kv.job import KvJob
-from thrifty.kv.measure import MakeCache, Protocol, Track
+from thrifty.kv.measure import MakeCache, Protocol
 from thrifty.llm import LanguageModel
 from thrifty.plan import Plan
+from thrifty.progress import Track
 from thrifty.report import Column, Plot, Report, Series
 
 REFERENCE = "plain"

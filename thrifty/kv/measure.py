@@ -3,7 +3,7 @@
 import math
 import statistics
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,8 +15,8 @@ from thrifty.errors import DataError, SettingError
 from thrifty.kv import passkey
 from thrifty.kv.cache import CompressedCache, CompressedLayer
 from thrifty.llm import LanguageModel, attention_shape
+from thrifty.progress import Track, silent
 
-Track = Callable[[Iterable[Any], str, int], Iterator[Any]]
 MakeCache = Callable[[], Cache]
 
 
@@ -40,11 +40,6 @@ class Protocol:
         for name, least in (("windows", 1), ("window", 2), ("chunk", 1), ("speed_tokens", 0), ("speed_context", 1)):
             if getattr(self, name) < least:
                 raise SettingError(f"{name}={getattr(self, name)}; use {least} or more")
-
-
-def silent(items: Iterable[Any], what: str, total: int) -> Iterator[Any]:
-    """A `Track` that shows nothing."""
-    yield from items
 
 
 def windows_of(language: LanguageModel, text: str, name: str, protocol: Protocol) -> Tensor:

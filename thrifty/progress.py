@@ -1,0 +1,36 @@
+"""How long work tells how far it is: a `Track` wraps what is iterated over."""
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+Track = Callable[[Iterable[Any], str, int], Iterator[Any]]
+"""Called with the items, what is being done, and how many items there are; yields the items."""
+
+
+def silent(items: Iterable[Any], what: str, total: int) -> Iterator[Any]:
+    """A `Track` that shows nothing."""
+    yield from items
+
+
+@contextmanager
+def shown() -> Iterator[Track]:
+    """Give a `Track` with a bar and an estimate of the time left; silent without a terminal."""
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    columns = (TextColumn("{task.description:>12}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    bar = Progress(*columns, TextColumn("left"), TimeRemainingColumn(), console=Console(stderr=True))
+    with bar:
+
+        def track(items: Iterable[Any], what: str, total: int) -> Iterator[Any]:
+            yield from bar.track(items, total=total, description=what)
+
+        yield track
