@@ -1,4 +1,4 @@
-"""Find a method or a codec by the name of its file: `snap_kv.py` holds `SnapKv` and is called `snap_kv`.
+"""Find a method, a codec or a scorer by the name of its file: `snap_kv.py` holds `SnapKv` and is called `snap_kv`.
 
 There is no registry: the folder is the list.
 """
@@ -11,12 +11,12 @@ from pathlib import Path
 from thrifty.errors import SettingError
 
 SYSTEMS = ("prune", "moe", "kv", "graph")
-KINDS = ("methods", "codecs")
+KINDS = ("methods", "codecs", "scorers")
 _ROOT = Path(__file__).parent
 
 
 def names(system: str, kind: str = "methods") -> list[str]:
-    """The names of all methods, or codecs, of a system, without importing any."""
+    """The names of all methods, codecs or scorers of a system, without importing any."""
     return sorted(path.stem for path in (_ROOT / system / kind).glob("*.py") if path.stem != "__init__")
 
 

@@ -10,7 +10,10 @@ from thrifty import console, progress
 from thrifty.errors import ThriftyError
 from thrifty.kv.command import kv
 
-EXTRAS = {"transformers": "llm", "gguf": "llm", "accelerate": "llm"}
+EXTRAS = {
+    **dict.fromkeys(("transformers", "gguf", "accelerate"), "llm"),
+    **dict.fromkeys(("dask", "distributed", "numba", "polars", "sklearn", "scipy", "torch_geometric"), "graph"),
+}
 """Which extra of the package brings a module that not everybody installs."""
 
 

@@ -1,0 +1,1 @@
+"""Ways to choose which edges stay and which are added; one file each."""

@@ -1,0 +1,1 @@
+"""Ways to tell how likely an edge is positive; one file each."""
