@@ -12,7 +12,7 @@ from typing import no_type_check
 
 import numpy as np
 import torch
-from jaxtyping import Float64, Int8, Int64
+from jaxtyping import Bool, Float64, Int8, Int64
 from numba import njit
 
 from thrifty.errors import SettingError
@@ -76,6 +76,19 @@ class LiveBalance:
         one = self.neighbours
         if not _set(one.start, one.node, one.relation, self.signed, self.weighted, source, target, sign):
             raise SettingError(f"{source} and {target} are not connected; name the pair as spare")
+
+    def grow(
+        self, source: Nodes, target: Nodes, sign: Int8[np.ndarray, " pairs"], room: int
+    ) -> Bool[np.ndarray, " twice_pairs"]:
+        """Add edges between the pairs in their order, in both directions where they are free, as long as none makes an
+        unbalanced triangle or contradicts the other direction, and at most `room` edges.
+
+        Returns which edges were added: those from source to target, then those back.
+        """
+        one = self.neighbours
+        added = np.zeros((2, len(source)), dtype=np.bool_)
+        _grow(one.start, one.node, one.relation, self.signed, self.weighted, source, target, sign, room, added)
+        return added.ravel()
 
     def counts(self, source: Nodes, target: Nodes, sign: Int8[np.ndarray, " pairs"]) -> Counts:
         """As `balance`, for pairs that are connected or spare, without counting anew."""
@@ -177,3 +190,23 @@ def _set(start, node, relation, signed, weighted, u, v, sign):
             signed[place] += by * other_sign
             weighted[place] += ways * other_ways
     return True
+
+
+@njit(cache=True, nogil=True)
+@no_type_check
+def _grow(start, node, relation, signed, weighted, source, target, sign, room, added):
+    for pair in range(len(source)):
+        u, v, wanted = source[pair], target[pair], sign[pair]
+        here = _seek(start, node, u, v)
+        forth, back = relation[here] // 3 - 1, relation[here] % 3 - 1
+        free = (forth == 0) + (back == 0)
+        is_against = forth == -wanted or back == -wanted
+        if free == 0 or free > room or is_against or weighted[here] != wanted * signed[here]:
+            continue
+        room -= free
+        if forth == 0:
+            _set(start, node, relation, signed, weighted, u, v, wanted)
+            added[0, pair] = True
+        if back == 0:
+            _set(start, node, relation, signed, weighted, v, u, wanted)
+            added[1, pair] = True
