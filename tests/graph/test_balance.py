@@ -5,8 +5,9 @@ import pytest
 
 from thrifty import data
 from thrifty.errors import SettingError
-from thrifty.graph.balance import LiveBalance, balance, triangles, two_paths
+from thrifty.graph.balance import LiveBalance, balance, triangles
 from thrifty.graph.neighbours import Neighbours
+from thrifty.graph.paths import two_paths
 from thrifty.graph.signed import SignedGraph
 
 

@@ -6,42 +6,28 @@ and Q = sum_w W_uw W_wv; an edge of sign s there stands in b = (Q + s P) / 2 bal
 triangles (SGA, section 4.3). Triangles whose third side has both signs count half to either.
 """
 
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import no_type_check
 
 import numpy as np
-import torch
 from jaxtyping import Bool, Float64, Int8, Int64
 from numba import njit
 
 from thrifty.errors import SettingError
 from thrifty.graph.neighbours import NOTHING, Neighbours, relation_of
+from thrifty.graph.paths import two_paths
 from thrifty.graph.signed import Nodes, SignedGraph
 
 Counts = tuple[Float64[np.ndarray, " pairs"], Float64[np.ndarray, " pairs"]]
-_PAIRS = 1 << 15  # of one piece of work
 
 
 def balance(neighbours: Neighbours, source: Nodes, target: Nodes, sign: Int8[np.ndarray, " pairs"]) -> Counts:
     """Balanced and unbalanced triangles that an edge of `sign` between each pair stands in, or would stand in.
 
-    O(smaller degree) a pair; memory that the pairs alone decide.
+    O(degree) a pair; memory that the pairs alone decide.
     """
-    signed, weighted = two_paths(neighbours, source, target)
+    signed, weighted = (paths.astype(np.float64) for paths in two_paths(neighbours, source, target))
     return (weighted + sign * signed) / 2, (weighted - sign * signed) / 2
-
-
-def two_paths(
-    neighbours: Neighbours, source: Nodes, target: Nodes
-) -> tuple[Int64[np.ndarray, " pairs"], Int64[np.ndarray, " pairs"]]:
-    """P and Q of each pair: signed and unsigned paths of two edges, whatever their directions."""
-    signed, weighted = np.zeros(len(source), dtype=np.int64), np.zeros(len(source), dtype=np.int64)
-    given = (neighbours.start, neighbours.node, neighbours.relation, source, target)
-    starts = range(0, len(source), _PAIRS)
-    with ThreadPoolExecutor(torch.get_num_threads()) as threads:  # the kernel does not hold the interpreter
-        list(threads.map(lambda at: _two_paths(*given, at, min(at + _PAIRS, len(source)), signed, weighted), starts))
-    return signed, weighted
 
 
 def triangles(neighbours: Neighbours) -> tuple[int, int, int]:
@@ -69,7 +55,9 @@ class LiveBalance:
         """The counts of `graph`, with room for edges between the spare pairs in either direction."""
         neighbours = Neighbours.of(graph).with_room(spare_source, spare_target)
         owner = np.repeat(np.arange(graph.num_nodes, dtype=np.int32), neighbours.degree)
-        return LiveBalance(neighbours, *two_paths(neighbours, owner, neighbours.node))
+        return LiveBalance(
+            neighbours, *(paths.astype(np.int64) for paths in two_paths(neighbours, owner, neighbours.node))
+        )
 
     def set(self, source: int, target: int, sign: int) -> None:
         """Let the edge from source to target have `sign`; 0 deletes it. Raises `SettingError` for an unknown pair."""
@@ -128,22 +116,6 @@ def _seek(start, node, u, v):
 def _places(start, node, source, target, place):
     for pair in range(len(source)):
         place[pair] = _seek(start, node, source[pair], target[pair])
-
-
-@njit(cache=True, nogil=True)
-@no_type_check
-def _two_paths(start, node, relation, source, target, begin, end, signed, weighted):
-    for pair in range(begin, end):
-        u, v = source[pair], target[pair]
-        if start[u + 1] - start[u] > start[v + 1] - start[v]:
-            u, v = v, u
-        for i in range(start[u], start[u + 1]):
-            there = relation_of(start, node, relation, v, node[i])
-            if there != NOTHING:
-                sign_here, ways_here = _sides(relation[i])
-                sign_there, ways_there = _sides(there)
-                signed[pair] += sign_here * sign_there
-                weighted[pair] += ways_here * ways_there
 
 
 @njit(cache=True, nogil=True)

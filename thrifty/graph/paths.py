@@ -7,6 +7,7 @@ targets then reads that at its own neighbours: O(sum of squared degrees) in all,
 `no_type_check` keeps the checker of shapes, which the tests install, off what numba compiles.
 """
 
+import itertools
 from concurrent.futures import ThreadPoolExecutor
 from typing import no_type_check
 
@@ -56,7 +57,16 @@ def three_edges(
     with more than `max_degree` neighbours are left out, which bounds the work on graphs with hubs.
     """
     weight = (1 / np.log2(2 + neighbours.degree)).astype(np.float32)
-    return _by_source(_three_edges, neighbours, source, target, THREE, weight, max_degree)
+    return _by_source(_three_edges, neighbours, source, target, THREE, weight, max_degree, _AGREEMENTS)
+
+
+def two_paths(
+    neighbours: Neighbours, source: Nodes, target: Nodes
+) -> tuple[Float32[np.ndarray, " pairs"], Float32[np.ndarray, " pairs"]]:
+    """Paths of two edges whatever their directions, with the product of their signs and without: sum_w S_uw S_wv and
+    sum_w W_uw W_wv, where S adds up the signs of both directions and W counts them. Exact up to 16 million."""
+    counts = _by_source(_two_paths, neighbours, source, target, 2)
+    return counts[:, 0], counts[:, 1]
 
 
 def _hops(one: str, other: str) -> list[str]:
@@ -117,61 +127,84 @@ def _two_edges(start, node, relation, source, target, first, begin, end, counts)
             known[node[i]] = NOTHING
 
 
+def _agreements() -> np.ndarray:
+    """For the relations of u to x and of x to w, which of the eight kinds of first two edges there are: [9, 9, 8]."""
+    table = np.zeros((9, 9, 8), dtype=np.float32)
+    for (first, second), kind in itertools.product(itertools.product(range(9), repeat=2), range(8)):
+        here = first // 3 - 1 if kind < 4 else first % 3 - 1
+        there = second // 3 - 1 if kind % 4 < 2 else second % 3 - 1
+        table[first, second, kind] = here * there == (1 if kind % 2 == 0 else -1)
+    return table
+
+
+_AGREEMENTS = _agreements()
+
+
 @njit(cache=True, nogil=True)
 @no_type_check
-def _spread(start, node, relation, u, weight, max_degree, agreement, is_seen, seen):
+def _spread(start, node, relation, u, weight, max_degree, table, agreement, is_seen, seen):
     """Lay out how u and every w two edges away agree: over which directions, and with equal signs or not."""
     count = 0
     for i in range(start[u], start[u + 1]):
-        x, forth, back = node[i], relation[i] // 3 - 1, relation[i] % 3 - 1
+        x = node[i]
         if start[x + 1] - start[x] > max_degree:
             continue
         for j in range(start[x], start[x + 1]):
-            w, on, off = node[j], relation[j] // 3 - 1, relation[j] % 3 - 1
-            if w == u:
-                continue
+            w = node[j]
             if not is_seen[w]:
                 is_seen[w] = True
                 seen[count] = w
                 count += 1
-            if forth != 0 and on != 0:
-                agreement[w, 0 if forth == on else 1] += weight[x]
-            if forth != 0 and off != 0:
-                agreement[w, 2 if forth == off else 3] += weight[x]
-            if back != 0 and on != 0:
-                agreement[w, 4 if back == on else 5] += weight[x]
-            if back != 0 and off != 0:
-                agreement[w, 6 if back == off else 7] += weight[x]
+            for kind in range(8):
+                agreement[w, kind] += weight[x] * table[relation[i], relation[j], kind]
     return count
 
 
 @njit(cache=True, nogil=True)
 @no_type_check
-def _three_edges(start, node, relation, source, target, first, begin, end, weight, max_degree, counts):
+def _three_edges(start, node, relation, source, target, first, begin, end, weight, max_degree, table, counts):
     num_nodes = len(start) - 1
     agreement = np.zeros((num_nodes, 8), np.float32)
     is_seen = np.zeros(num_nodes, np.bool_)
     seen = np.empty(num_nodes, np.int32)
+    sums = np.zeros((9, 8), np.float32)  # by the relation of v to w
     for group in range(begin, end):
         u = source[first[group]]
-        count = _spread(start, node, relation, u, weight, max_degree, agreement, is_seen, seen)
+        count = _spread(start, node, relation, u, weight, max_degree, table, agreement, is_seen, seen)
         for pair in range(first[group], first[group + 1]):
             v = target[pair]
             between = relation_of(start, node, relation, u, v)
-            forth, back = between // 3 - 1, between % 3 - 1
-            is_middle = start[v + 1] - start[v] <= max_degree  # else v was never an x
+            over_v = weight[v] if start[v + 1] - start[v] <= max_degree else np.float32(0.0)
+            sums[:] = 0.0
             for i in range(start[v], start[v + 1]):
                 w = node[i]
-                if w == u or not is_seen[w]:
-                    continue
-                on, off = relation[i] // 3 - 1, relation[i] % 3 - 1
+                if w != u and is_seen[w]:
+                    for kind in range(8):  # without the paths over x = v
+                        along = agreement[w, kind] - over_v * table[between, relation[i], kind]
+                        sums[relation[i], kind] += weight[w] * along
+            for last in range(9):
                 for kind in range(8):
-                    here, there = forth if kind < 4 else back, on if kind % 4 < 2 else off
-                    amount = agreement[w, kind]
-                    if is_middle and here != 0 and there != 0 and (here != there) == (kind % 2 == 1):
-                        amount -= weight[v]  # the path over x = v
-                    if amount > 1e-5:
-                        _add_hop(counts, pair, 4 * kind, relation[i], amount * weight[w])
+                    _add_hop(counts, pair, 4 * kind, last, max(sums[last, kind], np.float32(0.0)))
         for i in range(count):
             is_seen[seen[i]] = False
             agreement[seen[i]] = 0.0
+
+
+@njit(cache=True, nogil=True)
+@no_type_check
+def _two_paths(start, node, relation, source, target, first, begin, end, counts):
+    known = np.full(len(start) - 1, NOTHING, np.int8)
+    for group in range(begin, end):
+        u = source[first[group]]
+        for i in range(start[u], start[u + 1]):
+            known[node[i]] = relation[i]
+        for pair in range(first[group], first[group + 1]):
+            v = target[pair]
+            for i in range(start[v], start[v + 1]):
+                there = known[node[i]]
+                forth, back = there // 3 - 1, there % 3 - 1
+                on, off = relation[i] // 3 - 1, relation[i] % 3 - 1
+                counts[pair, 0] += (forth + back) * (on + off)
+                counts[pair, 1] += (abs(forth) + abs(back)) * (abs(on) + abs(off))
+        for i in range(start[u], start[u + 1]):
+            known[node[i]] = NOTHING

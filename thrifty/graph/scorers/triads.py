@@ -31,7 +31,7 @@ class Triads:
     reach: Literal[2, 3] = 3
     strength: float = 1.0
     max_degree: int = 5000
-    max_edges: int = 2_000_000
+    max_edges: int = 300_000
 
     def __post_init__(self) -> None:
         """Refuse values that do not exist."""
