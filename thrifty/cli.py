@@ -8,6 +8,7 @@ import click
 
 from thrifty import console, progress
 from thrifty.errors import ThriftyError
+from thrifty.graph.command import graph
 from thrifty.kv.command import kv
 
 EXTRAS = {
@@ -24,6 +25,7 @@ def cli() -> None:
 
 
 cli.add_command(kv)
+cli.add_command(graph)
 
 
 def main(arguments: list[str] | None = None) -> None:

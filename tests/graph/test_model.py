@@ -1,6 +1,6 @@
 """A model: calibrated on edges it did not learn from, the same after saving, and refused when it is no model."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +10,10 @@ from safetensors.numpy import save_file
 from thrifty.errors import DataError
 from thrifty.graph import metrics
 from thrifty.graph.model import SignModel, held_out_edges
-from thrifty.graph.scorers.triads import Triads
+from thrifty.graph.scorer import Curriculum, Tensors
+from thrifty.graph.scorers.triads import FittedTriads, Triads
 from thrifty.graph.signed import SignedGraph
+from thrifty.progress import Track
 
 
 def halves(graph: SignedGraph) -> tuple[SignedGraph, SignedGraph]:
@@ -36,14 +38,51 @@ def test_held_out_edges_have_both_signs(graph: SignedGraph) -> None:
         held_out_edges(replace(graph, sign=np.where(np.arange(graph.num_edges) == 0, -1, 1).astype(np.int8)), 0)
 
 
-def test_calibration_undoes_a_shift(planted: SignedGraph) -> None:
+@dataclass(frozen=True)
+class Loud:
+    """Triads that shouts: log-odds three times too large and shifted, and silent about what it learnt from."""
+
+    inner: Triads
+
+    def fit(self, graph: SignedGraph, seed: int, curriculum: Curriculum | None, track: Track) -> "FittedLoud":
+        return FittedLoud(self.inner.fit(graph, seed, curriculum, track))
+
+    def restore(self, graph: SignedGraph, tensors: Tensors) -> "FittedLoud":
+        return FittedLoud(self.inner.restore(graph, tensors))
+
+
+@dataclass(frozen=True)
+class FittedLoud:
+    inner: FittedTriads
+
+    def log_odds(self, source: np.ndarray, target: np.ndarray) -> np.ndarray:
+        return 3 * self.inner.log_odds(source, target) + 2
+
+    def left_out(self, graph: SignedGraph) -> None:
+        return None
+
+    def tensors(self) -> Tensors:
+        return self.inner.tensors()
+
+
+def test_calibration_on_held_out_edges_undoes_scale_and_shift(planted: SignedGraph) -> None:
     train, test = halves(planted)
-    model = SignModel.fit(train, Triads())
-    shifted = replace(model, slope=3.0, offset=2.0)
-    again = shifted.calibrated(test)
-    before, after = (one.probability(test.source, test.target) for one in (shifted, again))
-    error = [metrics.calibration_error(one, test.sign > 0) for one in (before, after)]
+    error = [
+        metrics.calibration_error(model.probability(test.source, test.target), test.sign > 0)
+        for model in (SignModel.uncalibrated(train, Loud(Triads())), SignModel.fit(train, Loud(Triads())))
+    ]
     assert error[1] < error[0] / 2
+
+
+def test_a_changed_graph_is_calibrated_on_edges_that_it_never_held(planted: SignedGraph) -> None:
+    seen = []
+
+    def prepare(graph: SignedGraph) -> SignedGraph:
+        seen.append(graph.num_edges)
+        return graph.take(np.arange(graph.num_edges - 10))
+
+    SignModel.fit(planted, Triads(), prepare=prepare)
+    assert seen == [planted.num_edges, planted.num_edges - held_out_edges(planted, 0).sum()]
 
 
 @pytest.mark.parametrize("names", ["numbers", "texts"])

@@ -14,7 +14,7 @@ from jaxtyping import Bool, Float64, Int8, Int64
 from numba import njit
 
 from thrifty.errors import SettingError
-from thrifty.graph.neighbours import NOTHING, Neighbours, relation_of
+from thrifty.graph.neighbours import NOTHING, Neighbours
 from thrifty.graph.paths import two_paths
 from thrifty.graph.signed import Nodes, SignedGraph
 
@@ -32,11 +32,9 @@ def balance(neighbours: Neighbours, source: Nodes, target: Nodes, sign: Int8[np.
 
 def triangles(neighbours: Neighbours) -> tuple[int, int, int]:
     """Triangles of connected nodes: balanced, unbalanced, and those with a side of both signs."""
-    owner = np.repeat(np.arange(neighbours.num_nodes, dtype=np.int32), neighbours.degree)
-    first = owner < neighbours.node
     totals = np.zeros(3, dtype=np.int64)
-    _triangles(neighbours.start, neighbours.node, neighbours.relation, owner[first], neighbours.node[first], totals)
-    return int(totals[0]) // 3, int(totals[1]) // 3, int(totals[2]) // 3
+    _triangles(neighbours.start, neighbours.node, neighbours.relation, totals)
+    return int(totals[0]), int(totals[1]), int(totals[2])
 
 
 @dataclass(frozen=True)
@@ -120,17 +118,21 @@ def _places(start, node, source, target, place):
 
 @njit(cache=True, nogil=True)
 @no_type_check
-def _triangles(start, node, relation, source, target, totals):
-    for pair in range(len(source)):
-        u, v = source[pair], target[pair]
-        sign, _ = _sides(relation_of(start, node, relation, u, v))
-        if start[u + 1] - start[u] > start[v + 1] - start[v]:
-            u, v = v, u
+def _triangles(start, node, relation, totals):
+    known = np.full(len(start) - 1, NOTHING, np.int8)
+    for u in range(len(start) - 1):
         for i in range(start[u], start[u + 1]):
-            there = relation_of(start, node, relation, v, node[i])
-            if there != NOTHING and relation[i] != NOTHING:
-                product = sign * _sides(relation[i])[0] * _sides(there)[0]
-                totals[0 if product > 0 else 1 if product < 0 else 2] += 1
+            known[node[i]] = relation[i]
+        for i in range(start[u], start[u + 1]):
+            v = node[i]
+            if v > u:
+                for j in range(start[v], start[v + 1]):
+                    there = known[node[j]]
+                    if node[j] > v and there != NOTHING:
+                        product = _sides(relation[i])[0] * _sides(relation[j])[0] * _sides(there)[0]
+                        totals[0 if product > 0 else 1 if product < 0 else 2] += 1
+        for i in range(start[u], start[u + 1]):
+            known[node[i]] = NOTHING
 
 
 @njit(cache=True, nogil=True)

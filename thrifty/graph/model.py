@@ -1,12 +1,13 @@
 """A scorer that has learnt, with probabilities that mean what they say: predict, save, load."""
 
 import json
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Float64
+from jaxtyping import Bool, Float64, Int8
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 from sklearn.linear_model import LogisticRegression
@@ -21,6 +22,8 @@ from thrifty.progress import Track, silent
 
 _FORMAT = "thrifty graph 1"
 _HELD_OUT = 0.1
+Prepare = Callable[[SignedGraph], SignedGraph]
+Pace = Callable[[SignedGraph], Curriculum]
 
 
 @dataclass(frozen=True)
@@ -36,43 +39,57 @@ class SignModel:
     threshold: float = 0.5
 
     @staticmethod
-    def fit(graph: SignedGraph, scorer: Scorer, seed: int = 0, track: Track = silent) -> "SignModel":
-        """Learn from `graph`. A scorer that is not calibrated first learns from nine tenths of the edges; slope, offset
-        and threshold are read from the last tenth (Platt, 1999), then it learns from all. Raises `DataError` where
-        there is nothing to learn."""
+    def fit(
+        graph: SignedGraph,
+        scorer: Scorer,
+        seed: int = 0,
+        track: Track = silent,
+        prepare: Prepare | None = None,
+        pace: Pace | None = None,
+    ) -> "SignModel":
+        """Learn from `graph`, and set slope, offset and threshold by edges that were left out (Platt, 1999).
+
+        `prepare` changes the graph before it is learnt from (augmentation), `pace` makes a curriculum for the graph
+        that results. Where the scorer cannot tell what it would say of an edge that it had not learnt from, or the
+        graph was changed, a tenth of the edges is held out and a second fit, to the others, is asked about them.
+        Raises `DataError` where there is nothing to learn.
+        """
         need_both_signs(graph)
-        name = catalogue.name_of(scorer)
-        if scorer.is_calibrated:
-            fitted = scorer.fit(graph, seed, None, track)
-            model = SignModel(name, scorer, graph, fitted)
-            return model._with_threshold(graph)
+        model = SignModel.uncalibrated(graph, scorer, seed, track, prepare, pace)
+        odds = None if prepare else model.fitted.left_out(graph)
+        if odds is not None:
+            return model._calibrated(odds, graph.sign)
         held_out = held_out_edges(graph, seed)
-        first = SignModel.uncalibrated(graph.take(~held_out), scorer, seed, None, track)
-        first = first.calibrated(graph.take(held_out))
-        fitted = scorer.fit(graph, seed, None, track)
-        return SignModel(name, scorer, graph, fitted, first.slope, first.offset, first.threshold)
+        other = SignModel.uncalibrated(graph.take(~held_out), scorer, seed, track, prepare, pace)
+        edges = graph.take(held_out)
+        return model._calibrated(other.fitted.log_odds(edges.source, edges.target), edges.sign)
 
     @staticmethod
     def uncalibrated(
-        graph: SignedGraph, scorer: Scorer, seed: int, curriculum: Curriculum | None, track: Track = silent
+        graph: SignedGraph,
+        scorer: Scorer,
+        seed: int = 0,
+        track: Track = silent,
+        prepare: Prepare | None = None,
+        pace: Pace | None = None,
     ) -> "SignModel":
-        """Learn from `graph`, in the order of `curriculum`; log-odds are taken as they come, the threshold is 0.5."""
-        need_both_signs(graph)
-        return SignModel(catalogue.name_of(scorer), scorer, graph, scorer.fit(graph, seed, curriculum, track))
+        """Learn from `graph`; the log-odds are taken as they come and the threshold is 0.5, as papers do."""
+        graph = graph if prepare is None else prepare(graph)
+        fitted = scorer.fit(graph, seed, None if pace is None else pace(graph), track)
+        return SignModel(catalogue.name_of(scorer), scorer, graph, fitted)
 
-    def calibrated(self, edges: SignedGraph) -> "SignModel":
-        """The same scores with slope, offset and threshold from `edges`, which were not learnt from."""
-        need_both_signs(edges)
-        odds = self.fitted.log_odds(edges.source, edges.target)
-        platt = LogisticRegression(C=1e6).fit(odds[:, None], edges.sign > 0)
-        slope, offset = float(platt.coef_[0, 0]), float(platt.intercept_[0])
-        model = SignModel(self.name, self.scorer, self.graph, self.fitted, slope, offset)
-        return model._with_threshold(edges)
+    def _calibrated(self, odds: Float64[np.ndarray, " edges"], sign: Int8[np.ndarray, " edges"]) -> "SignModel":
+        """The same scores, with slope, offset and threshold from edges that were not learnt from."""
+        platt = LogisticRegression(C=1e6).fit(odds[:, None], sign > 0)
+        model = replace(self, slope=float(platt.coef_[0, 0]), offset=float(np.ravel(platt.intercept_)[0]))
+        return replace(model, threshold=best_threshold(model._probability_of(odds), sign))
 
     def probability(self, source: Nodes, target: Nodes) -> Float64[np.ndarray, " pairs"]:
         """P(positive) of an edge from each source to its target, as if that edge were not known."""
-        odds = self.slope * self.fitted.log_odds(source, target) + self.offset
-        return 1 / (1 + np.exp(-np.clip(odds, -500, 500)))
+        return self._probability_of(self.fitted.log_odds(source, target))
+
+    def _probability_of(self, odds: Float64[np.ndarray, " pairs"]) -> Float64[np.ndarray, " pairs"]:
+        return 1 / (1 + np.exp(-np.clip(self.slope * odds + self.offset, -500, 500)))
 
     def save(self, path: Path) -> None:
         """Write the model with its graph to one safetensors file, whole or not at all."""
@@ -106,11 +123,6 @@ class SignModel:
             return SignModel(about["scorer"], scorer, graph, fitted, *json.loads(about["calibration"]))
         except (OSError, SafetensorError, SettingError, KeyError, TypeError, ValueError) as error:
             raise DataError(f"{path} cannot be read as a model ({error}); give a file that fit wrote") from error
-
-    def _with_threshold(self, edges: SignedGraph) -> "SignModel":
-        """The threshold with the best macro F1 on `edges`."""
-        threshold = best_threshold(self.probability(edges.source, edges.target), edges.sign)
-        return SignModel(self.name, self.scorer, self.graph, self.fitted, self.slope, self.offset, threshold)
 
 
 def held_out_edges(graph: SignedGraph, seed: int, share: float = _HELD_OUT) -> Bool[np.ndarray, " edges"]:

@@ -32,6 +32,11 @@ class Fitted(Protocol):
         """
         ...
 
+    def left_out(self, graph: SignedGraph) -> Float64[np.ndarray, " edges"] | None:
+        """The log-odds of the edges of `graph`, which was learnt from, each as told by what did not learn from it; None
+        where that takes another fit. Calibration and threshold are read from them (`thrifty/graph/model.py`)."""
+        ...
+
     def tensors(self) -> Tensors:
         """What `Scorer.restore` needs beside the graph."""
         ...
@@ -40,12 +45,6 @@ class Fitted(Protocol):
 @runtime_checkable
 class Scorer(Protocol):
     """Settings of a way to score: a frozen dataclass."""
-
-    @property
-    def is_calibrated(self) -> bool:
-        """Whether the log-odds of edges that were learnt from are already those of edges that were not; else they are
-        calibrated on edges that are held out (`thrifty/graph/model.py`)."""
-        ...
 
     def fit(self, graph: SignedGraph, seed: int, curriculum: Curriculum | None, track: Track) -> Fitted:
         """Learn from all edges of `graph`. The same seed gives the same result on the same machine. A scorer without

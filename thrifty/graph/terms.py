@@ -31,6 +31,9 @@ class Terms:
         a, b = (x[:, 0].astype(np.float64) - x[:, 1] for x in (self.a, self.b))
         return a[source] + b[target] + self.prior
 
+    def left_out(self, graph: SignedGraph) -> None:
+        """Unknown: every edge was learnt from."""
+
     def tensors(self) -> Tensors:
         """Terms and prior."""
         return {"a": self.a, "b": self.b, "prior": np.array(self.prior)}

@@ -24,8 +24,7 @@ class Triads:
 
     `reach` 2 reads common neighbours (30 features), 3 also paths of three edges (62). `strength` is the inverse of the
     ridge penalty on standardised features. At most `max_edges` random edges are learnt from; their surroundings are
-    always the whole graph. Every training edge is described as if it were not known, so that the log-odds need no
-    further calibration.
+    always the whole graph. Every training edge is described as if it were not known.
     """
 
     reach: Literal[2, 3] = 3
@@ -41,11 +40,6 @@ class Triads:
                 f"Triads: strength={self.strength}, max_degree={self.max_degree}, max_edges={self.max_edges}; "
                 "use a strength above 0, a degree of 1 or more and 2 edges or more"
             )
-
-    @property
-    def is_calibrated(self) -> bool:
-        """Yes: see above."""
-        return True
 
     def fit(self, graph: SignedGraph, seed: int, curriculum: Curriculum | None, track: Track) -> "FittedTriads":
         """Learn the weights. Raises `DataError` where all signs are equal, `SettingError` for a curriculum."""
@@ -64,9 +58,10 @@ class Triads:
         features /= scale.astype(np.float32)
         regression = LogisticRegression(C=self.strength, solver="newton-cholesky", max_iter=100)
         regression.fit(features, part.sign > 0)
-        weight = regression.coef_[0].astype(np.float64) / scale
-        offset = float(np.ravel(regression.intercept_)[0]) - float(weight @ mean)
-        return FittedTriads(self, neighbours, weight, offset)
+        coefficients, intercept = regression.coef_[0].astype(np.float64), float(np.ravel(regression.intercept_)[0])
+        weight = coefficients / scale
+        known = features @ coefficients + intercept if len(chosen) == graph.num_edges else None
+        return FittedTriads(self, neighbours, weight, intercept - float(weight @ mean), known)
 
     def restore(self, graph: SignedGraph, tensors: Tensors) -> "FittedTriads":
         """The weights that were saved, over the edges of `graph`."""
@@ -81,6 +76,7 @@ class FittedTriads:
     neighbours: Neighbours
     weight: Float64[np.ndarray, " columns"]
     offset: float
+    known: Float64[np.ndarray, " edges"] | None = None
 
     def log_odds(self, source: Nodes, target: Nodes) -> Float64[np.ndarray, " pairs"]:
         """Weighted evidence for a positive edge from each source to its target."""
@@ -91,6 +87,10 @@ class FittedTriads:
             features = pair_features(self.neighbours, source[part], target[part], one.reach, one.max_degree)
             result[part] = features @ self.weight + self.offset
         return result
+
+    def left_out(self, graph: SignedGraph) -> Float64[np.ndarray, " edges"]:
+        """Every edge is described as if it were not known, and few weights are learnt from many edges."""
+        return self.log_odds(graph.source, graph.target) if self.known is None else self.known
 
     def tensors(self) -> Tensors:
         """The weights."""
