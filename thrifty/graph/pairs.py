@@ -9,7 +9,7 @@ from jaxtyping import Bool, Int32, Shaped
 
 from thrifty.graph.columns import Columns
 from thrifty.graph.edge_table import load
-from thrifty.graph.rows import ids, number_of
+from thrifty.graph.rows import counted, number_of, tidy, whole_numbers
 from thrifty.graph.signed import Nodes
 
 
@@ -51,16 +51,16 @@ def read_pairs(origin: Any, names: Shaped[np.ndarray, " nodes"], columns: Column
     kind = pl.String if names.dtype == object else pl.Int64
     notes = list(table.notes)
     if "blank" in frame.columns and (num_blank := int(frame["blank"].sum())):
-        notes.append(f"{num_blank:,} blank lines left out")
+        notes.append(f"{counted(num_blank, 'blank line')} left out")
         frame = frame.filter(~pl.col("blank"))
     shown, numbers = {}, {}
     for side in ("source", "target"):
-        column = ids(frame[side], kind)
+        told_id = tidy(frame[side])
+        column = whole_numbers(told_id) if kind == pl.Int64 else told_id.cast(kind)
         numbers[side] = node_numbers(column, names)
-        as_told = ids(frame[side], pl.String) if column.null_count() > frame[side].null_count() else column
-        shown[side] = _as_array(as_told)
-        if missing := frame[side].null_count():
-            notes.append(f"{missing:,} rows have no {side}; they are kept, without a prediction")
+        shown[side] = _as_array(told_id if column.null_count() > told_id.null_count() else column)
+        if missing := told_id.null_count():
+            notes.append(f"{counted(missing)} without a {side}: kept, and without a prediction")
     told = next((name for name in ("sign", "rating") if name in frame.columns), None)
     sign = None if told is None else number_of(frame[told]).fill_null(float("nan")).to_numpy()
     pairs = Pairs(shown["source"], shown["target"], numbers["source"], numbers["target"], sign, notes)
@@ -73,9 +73,13 @@ def read_pairs(origin: Any, names: Shaped[np.ndarray, " nodes"], columns: Column
 def node_numbers(column: pl.Series, names: Shaped[np.ndarray, " nodes"]) -> Int32[np.ndarray, " rows"]:
     """The number of the node of each id, -1 where there is none; `column` holds ids of the same kind as `names`."""
     if names.dtype == object:
-        kind = pl.Enum(pl.Series(names.tolist(), dtype=pl.String))
-        numbers = column.cast(kind, strict=False).to_physical().cast(pl.Int32)
-        return numbers.fill_null(-1).to_numpy()
+        kind = pl.Categorical(pl.Categories.random())
+        # Both at once: codes live as long as what uses them.
+        coded = [side.cast(kind) for side in (pl.Series(names.tolist(), dtype=pl.String), column)]
+        codes, wanted = coded[0].to_physical().to_numpy(), coded[1].to_physical()
+        known = np.full(max(int(codes.max(initial=0)), _largest(wanted)) + 1, -1, dtype=np.int32)
+        known[codes] = np.arange(len(names), dtype=np.int32)
+        return np.where(wanted.is_null().to_numpy(), np.int32(-1), known[wanted.fill_null(0).to_numpy()])
     if not len(names):
         return np.full(len(column), -1, dtype=np.int32)
     known = column.is_not_null().to_numpy()
@@ -85,6 +89,10 @@ def node_numbers(column: pl.Series, names: Shaped[np.ndarray, " nodes"]) -> Int3
     numbers = order[place].astype(np.int32)
     numbers[(names[numbers] != wanted) | ~known] = -1
     return numbers
+
+
+def _largest(codes: pl.Series) -> int:
+    return int(codes.fill_null(0).to_numpy().max(initial=0))
 
 
 def _as_array(column: pl.Series) -> np.ndarray:

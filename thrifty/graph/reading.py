@@ -85,10 +85,7 @@ def number(
 ) -> tuple[Int32[np.ndarray, " rows"], Int32[np.ndarray, " rows"], Shaped[np.ndarray, " nodes"]]:
     """Number the nodes in the order of their names (whole numbers, or texts): two columns of numbers, the names."""
     if source.dtype == pl.String:
-        names = pl.concat([source.unique(), target.unique()]).unique().sort()
-        kind = pl.Enum(names)
-        ends = [side.cast(kind).to_physical().cast(pl.Int32).to_numpy() for side in (source, target)]
-        return ends[0], ends[1], names.to_numpy().astype(object)
+        return _number_texts(source, target)
     sides = source.to_numpy(), target.to_numpy()
     if not len(sides[0]):
         return sides[0].astype(np.int32), sides[1].astype(np.int32), np.zeros(0, dtype=np.int64)
@@ -103,6 +100,24 @@ def number(
     names = np.unique(np.concatenate([np.unique(side) for side in sides]))
     first, second = (np.searchsorted(names, side).astype(np.int32) for side in sides)
     return first, second, names
+
+
+def _number_texts(
+    source: pl.Series, target: pl.Series
+) -> tuple[Int32[np.ndarray, " rows"], Int32[np.ndarray, " rows"], Shaped[np.ndarray, " nodes"]]:
+    # Polars gives each text a code of its own, in no order; the codes are then put into the order of the texts.
+    kind = pl.Categorical(pl.Categories.random())
+    coded = [side.cast(kind) for side in (source, target)]  # both at once: codes live as long as what uses them
+    codes = [side.to_physical().to_numpy() for side in coded]
+    place = np.full(max(int(code.max(initial=0)) for code in codes) + 1, -1, dtype=np.int64)
+    for code, start in zip(codes, (0, len(source)), strict=True):
+        place[code] = np.arange(start, start + len(code))
+    used = np.flatnonzero(place >= 0)
+    texts = pl.concat([source, target])[place[used]]
+    order = texts.arg_sort().to_numpy()
+    numbers = np.full(len(place), -1, dtype=np.int32)
+    numbers[used[order]] = np.arange(len(used), dtype=np.int32)
+    return numbers[codes[0]], numbers[codes[1]], texts[order].to_numpy().astype(object)
 
 
 def _refuse_too_bad(table: EdgeTable, rows: Rows, policies: Policies) -> None:

@@ -52,10 +52,10 @@ def parse(table: EdgeTable, policies: Policies) -> Rows:
     frame = table.frame
     is_rating = "rating" in frame.columns
     told = "rating" if is_rating else "sign"
-    numbered, notes = _ids_are_numbers(frame, policies)
-    id_type = pl.Int64 if numbered else pl.String
+    sides = {side: tidy(frame[side]) for side in ("source", "target")}
+    sides, notes = _of_one_kind(sides, policies)
     value = number_of(frame[told])
-    parsed = pl.DataFrame({"source": ids(frame["source"], id_type), "target": ids(frame["target"], id_type)})
+    parsed = pl.DataFrame(sides)
     reasons = _reasons(frame, parsed, value, told)
     parsed = parsed.with_columns(value=value, place=pl.int_range(frame.height, dtype=pl.UInt32))
     for name in ("weight", "time"):
@@ -123,47 +123,51 @@ def time_of(column: pl.Series) -> pl.Series:
     return number_of(column)
 
 
-def ids(column: pl.Series, kind: type[pl.Int64] | type[pl.String]) -> pl.Series:
-    """The column as ids of one kind: null where there is none, or where it is no whole number and should be."""
-    if column.dtype in (pl.Categorical, pl.Enum):
-        column = column.cast(pl.String)
-    if column.dtype == pl.String:
-        column = column.str.strip_chars()
-        column = column.set(column == "", None)
-        # 007 and +7 are other texts than 7, so that they are no numbers.
-        plain = ~column.str.contains(r"^(\+|-?0\d)") if kind == pl.Int64 else None
-        return column if plain is None else column.cast(pl.Int64, strict=False).zip_with(plain, _nothing(column))
+def tidy(column: pl.Series) -> pl.Series:
+    """A column of ids as whole numbers or texts without white space around them; null where there is none."""
+    if column.dtype.is_integer():
+        return column.cast(pl.Int64, strict=False) if column.dtype != pl.UInt64 else column
     if column.dtype.is_float():
         numbers = column.cast(pl.Int64, strict=False)
-        numbers = numbers.set((numbers.cast(pl.Float64) != column).fill_null(True), None)
-        if kind == pl.Int64:
-            return numbers
-        return numbers.cast(pl.String).fill_null(column.cast(pl.String))
-    return column.cast(kind, strict=False)
+        is_whole = (numbers.cast(pl.Float64) == column) | column.is_null() | column.is_nan()
+        return numbers if is_whole.all() else column.fill_nan(None).cast(pl.String)
+    column = column.cast(pl.String).str.strip_chars()
+    is_empty = column.str.len_bytes() == 0
+    return column.set(is_empty, None) if is_empty.any() else column
 
 
-def _nothing(column: pl.Series) -> pl.Series:
-    return pl.Series([None], dtype=pl.Int64).new_from_index(0, len(column))
+def whole_numbers(column: pl.Series) -> pl.Series:
+    """Ids that `tidy` gave as whole numbers; null where they are none: 007 and +7 are other texts than 7."""
+    numbers = column.cast(pl.Int64, strict=False)
+    if column.dtype != pl.String:
+        return numbers
+    looks_odd = column.str.starts_with("0") & (column != "0")
+    for start in ("+", "-0"):
+        looks_odd = looks_odd | column.str.starts_with(start)
+    return numbers.set(looks_odd, None) if looks_odd.any() else numbers
 
 
-def _ids_are_numbers(frame: pl.DataFrame, policies: Policies) -> tuple[bool, list[str]]:
-    if policies.ids != "guess":
-        return policies.ids == "numbers", []
-    sides = [frame["source"], frame["target"]]
-    if all(side.dtype.is_integer() for side in sides):
-        return True, []
-    filled = [ids(side, pl.String).is_not_null() for side in sides]
-    whole = [ids(side, pl.Int64).is_not_null() for side in sides]
-    num_rows = int((filled[0] & filled[1]).sum())
-    num_whole = int((whole[0] & whole[1]).sum())
+def _of_one_kind(sides: dict[str, pl.Series], policies: Policies) -> tuple[dict[str, pl.Series], list[str]]:
+    """Both columns of ids as whole numbers or both as texts, as asked or as most rows say."""
+    if policies.ids == "texts":
+        return {name: side.cast(pl.String) for name, side in sides.items()}, []
+    whole = {name: whole_numbers(side) for name, side in sides.items()}
+    if policies.ids == "numbers":
+        return whole, []
+    num_rows = _num_filled(sides)
+    num_whole = _num_filled(whole)
+    if num_whole == num_rows > 0:
+        return whole, []
     if not num_whole or num_whole < MOSTLY * num_rows:
-        return False, []
-    if num_whole == num_rows:
-        return True, []
-    return True, [
+        return {name: side.cast(pl.String) for name, side in sides.items()}, []
+    return whole, [
         f"ids are taken for whole numbers, as {num_whole / num_rows:.1%} of the rows have them; "
         f"{counted(num_rows - num_whole)} without are bad (ids=texts keeps every id as a text)"
     ]
+
+
+def _num_filled(sides: dict[str, pl.Series]) -> int:
+    return int((sides["source"].is_not_null() & sides["target"].is_not_null()).sum())
 
 
 def _reasons(frame: pl.DataFrame, parsed: pl.DataFrame, value: pl.Series, told: str) -> dict[str, pl.Series]:
@@ -175,10 +179,10 @@ def _reasons(frame: pl.DataFrame, parsed: pl.DataFrame, value: pl.Series, told: 
         kinds["too many fields"] = frame[EXTRA].is_not_null()
     for side in ("source", "target"):
         column = frame[side]
-        is_text = column.dtype == pl.String
-        kinds[f"no {side}"] = ids(column, pl.String).is_null() if is_text else column.is_null()
-        kinds[f"{side} is no whole number"] = parsed[side].is_null()
-        if is_text and parsed[side].dtype == pl.String:
+        if parsed[side].null_count():
+            kinds[f"no {side}"] = tidy(column).is_null()
+            kinds[f"{side} is no whole number"] = parsed[side].is_null()
+        if column.dtype == pl.String and parsed[side].dtype == pl.String:
             kinds[f"{side} is not UTF-8"] = parsed[side].str.contains("\ufffd", literal=True).fill_null(False)
     kinds[f"no {told}"] = frame[told].is_null()
     kinds[f"unreadable {told}"] = value.is_null()
