@@ -21,3 +21,7 @@ def test_a_wrong_name_is_answered_with_the_right_ones():
 
 def test_a_file_name_becomes_a_class_name():
     assert catalogue.class_name("snap_kv") == "SnapKv"
+
+
+def test_a_thing_tells_the_name_it_was_found_by():
+    assert catalogue.name_of(catalogue.find("kv", "hack", "codecs")()) == "hack"

@@ -19,6 +19,13 @@ def test_a_saved_plan_comes_back_equal_and_in_order(tmp_path):
     assert list(loaded.keep) == ["b", "a"]
 
 
+def test_evidence_is_saved_and_decides_nothing(tmp_path):
+    told = Plan(plan().method, plan().keep, {"b.score": torch.tensor([0.5, 0.1, 0.9])})
+    told.save(tmp_path / "plan.safetensors")
+    assert Plan.load(tmp_path / "plan.safetensors").evidence["b.score"].tolist() == told.evidence["b.score"].tolist()
+    assert told == plan()
+
+
 def test_plans_differ_where_a_part_differs_or_is_absent():
     other = Plan("Some(power=2)", {"b": torch.tensor([1.0, 1.0, 1.0]), "c": torch.tensor([1.0])})
     assert plan().difference(other) == {"b": "2 of 3 -> 3 of 3", "a": "2 x 1, 4 x 1 -> absent", "c": "absent -> 1 of 1"}

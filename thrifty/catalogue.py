@@ -39,3 +39,8 @@ def find(system: str, name: str, kind: str = "methods") -> type:
 def class_name(name: str) -> str:
     """`snap_kv` to `SnapKv`."""
     return "".join(word.capitalize() for word in name.split("_"))
+
+
+def name_of(chosen: object) -> str:
+    """The name under which the class of `chosen` is found: that of its file."""
+    return type(chosen).__module__.rpartition(".")[2]

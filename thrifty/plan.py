@@ -1,7 +1,7 @@
 """What remains of each part, and the method that chose it: printed, saved, compared, applied later."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -13,14 +13,20 @@ from thrifty.errors import DataError
 from thrifty.files import replacing
 
 _FORMAT = "thrifty plan 1"
+_EVIDENCE = "evidence/"
 
 
 @dataclass(frozen=True)
 class Plan:
-    """For each part by name what is kept of it: 0 or 1, or a number of bits. `method` tells who chose and how."""
+    """For each part by name what is kept of it: 0 or 1, or a number of bits. `method` tells who chose and how.
+
+    `evidence` holds what the decisions were read from or refer to, such as proposed edges and their probabilities; it
+    decides nothing.
+    """
 
     method: str
     keep: dict[str, Tensor]
+    evidence: dict[str, Tensor] = field(default_factory=dict)
 
     def __str__(self) -> str:
         """One line a part."""
@@ -46,7 +52,8 @@ class Plan:
         """Write to a safetensors file, whole or not at all."""
         with replacing(path) as temporary:
             save_file(
-                {name: kept.contiguous() for name, kept in self.keep.items()},
+                {name: kept.contiguous() for name, kept in self.keep.items()}
+                | {_EVIDENCE + name: tensor.contiguous() for name, tensor in self.evidence.items()},
                 temporary,
                 metadata={"format": _FORMAT, "method": self.method, "order": json.dumps(list(self.keep))},
             )
@@ -60,9 +67,11 @@ class Plan:
                 if metadata.get("format") != _FORMAT:
                     raise DataError(f"{path} is no plan: its format is {metadata.get('format')}, not '{_FORMAT}'")
                 keep = {name: file.get_tensor(name) for name in json.loads(metadata["order"])}
+                rest = [name for name in file.keys() if name.startswith(_EVIDENCE)]  # noqa: SIM118 -- no dictionary
+                evidence = {name.removeprefix(_EVIDENCE): file.get_tensor(name) for name in rest}
         except (OSError, SafetensorError, KeyError, ValueError) as error:
             raise DataError(f"{path} cannot be read as a plan ({error}); give a file that Plan.save wrote") from error
-        return Plan(metadata["method"], keep)
+        return Plan(metadata["method"], keep, evidence)
 
 
 def _summary(kept: Tensor | None) -> str:

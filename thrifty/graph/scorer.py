@@ -41,6 +41,12 @@ class Fitted(Protocol):
 class Scorer(Protocol):
     """Settings of a way to score: a frozen dataclass."""
 
+    @property
+    def is_calibrated(self) -> bool:
+        """Whether the log-odds of edges that were learnt from are already those of edges that were not; else they are
+        calibrated on edges that are held out (`thrifty/graph/model.py`)."""
+        ...
+
     def fit(self, graph: SignedGraph, seed: int, curriculum: Curriculum | None, track: Track) -> Fitted:
         """Learn from all edges of `graph`. The same seed gives the same result on the same machine. A scorer without
         epochs raises `SettingError` where a curriculum is given."""

@@ -101,3 +101,12 @@ def pair_key(source: np.ndarray, target: np.ndarray, num_nodes: int) -> Int64[np
     if num_nodes > 2**31:
         raise SettingError(f"{num_nodes:,} nodes; at most 2,147,483,648 can be numbered")
     return source.astype(np.int64) * num_nodes + target
+
+
+def need_both_signs(graph: SignedGraph) -> None:
+    """Raise `DataError` where there is nothing to learn from: no edges, or edges of one sign only."""
+    if graph.num_edges == 0:
+        raise DataError("the graph has no edges; give some with both signs")
+    if graph.sign.min() == graph.sign.max():
+        word = "positive" if graph.sign[0] > 0 else "negative"
+        raise DataError(f"all {graph.num_edges:,} edges are {word}; a sign can be learnt only where both occur")

@@ -52,6 +52,11 @@ class Sgcn:
         if self.dim < 2 or self.dim % 2 or self.num_layers < 1:
             raise SettingError(f"Sgcn: dim={self.dim}, num_layers={self.num_layers}; use an even dim, 1 layer or more")
 
+    @property
+    def is_calibrated(self) -> bool:
+        """No: it has seen the edges that it learnt from."""
+        return False
+
     def fit(self, graph: SignedGraph, seed: int, curriculum: Curriculum | None, track: Track) -> Fitted:
         """Train on all edges; messages go from source to target, as in PyG."""
         check_learnable(graph)
