@@ -61,6 +61,8 @@ def test_loss_is_that_of_pyg() -> None:
     peer = SignedGCN(8, 8, 2, lamb=5)
     head = SignHead(8)
     head.linear.load_state_dict(peer.lin.state_dict())
+    peer.requires_grad_(False)
+    head.requires_grad_(False)
     z = torch.randn(40, 8)
     index = torch.stack([edges.source, edges.target]).long()
     positive, negative = index[:, edges.sign > 0], index[:, edges.sign < 0]

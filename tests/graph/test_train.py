@@ -30,7 +30,7 @@ def test_curriculum_decides_which_edges_count() -> None:
         seen.append(int((edges.weight > 0).sum()))
         return network.weight.square().sum()
 
-    train(network, loss, edges, generator_of(0, CPU), Schedule(4, 0.1, 0.0), Half(), silent)
+    train(network, [loss], edges, generator_of(0, CPU), Schedule(4, 0.1, 0.0), Half(), silent)
     assert seen == [2, 2, 4, 4]
 
 
@@ -39,7 +39,7 @@ def test_a_loss_that_is_no_number_is_told() -> None:
     with pytest.raises(DataError, match=r"loss is nan after 2 of 2 epochs; use a learning rate below 0\.1"):
         train(
             network,
-            lambda: network.weight.sum() * float("nan"),
+            [lambda: network.weight.sum() * float("nan")],
             LossEdges(GRAPH, CPU),
             generator_of(0, CPU),
             Schedule(2, 0.1, 0.0),

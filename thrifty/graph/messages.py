@@ -30,6 +30,10 @@ class Messages:
         """Float32, with 32-bit positions where they are enough."""
         return Messages(_csr(matrix, device), _csr(matrix.T.tocsr(), device))
 
+    def flipped(self) -> "Messages":
+        """From receivers to senders, over the same memory."""
+        return Messages(self.transposed, self.matrix)
+
     def __call__(self, values: Float[Tensor, "senders dim"]) -> Float[Tensor, "receivers dim"]:
         """What each receiver gets; differentiable in `values`."""
         return _Product.apply(values, self.matrix, self.transposed)  # pyright: ignore[reportReturnType]

@@ -15,10 +15,10 @@ _MIX = 0x9E3779B97F4A7C15 - (1 << 64)  # the golden ratio in 64 bits: neighbouri
 
 
 class LossEdges:
-    """The edges of a graph on a device, with the weight of each in a loss that counts both signs alike.
+    """The edges of a graph on a device, which of them the loss counts, and how much where it counts both signs alike.
 
-    `weight` sums to 1 over the counted edges of each sign (to 0 where a sign has none), and changes in place, so that
-    a step captured in a CUDA graph sees it.
+    `is_counted` is 0 or 1. `weight` sums to 1 over the counted edges of each sign (to 0 where a sign has none). Both
+    change in place, so that a step captured in a CUDA graph sees it.
     """
 
     def __init__(self, graph: SignedGraph, device: torch.device) -> None:
@@ -26,15 +26,16 @@ class LossEdges:
         self.source = torch.from_numpy(graph.source).to(device)
         self.target = torch.from_numpy(graph.target).to(device)
         self.sign = torch.from_numpy(graph.sign).to(device, torch.float32)
+        self.is_counted = torch.zeros_like(self.sign)
         self.weight = torch.zeros_like(self.sign)
         self.count(torch.arange(graph.num_edges, device=device))
 
     def count(self, chosen: Int[Tensor, " chosen"]) -> None:
         """Count only the edges at these positions."""
-        is_chosen = torch.zeros_like(self.sign).index_fill_(0, chosen, 1.0)
+        self.is_counted.zero_().index_fill_(0, chosen, 1.0)
         self.weight.zero_()
         for sign in (1.0, -1.0):
-            part = is_chosen * (self.sign == sign)
+            part = self.is_counted * (self.sign == sign)
             self.weight += part / part.sum().clamp(min=1.0)
 
 

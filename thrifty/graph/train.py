@@ -1,6 +1,7 @@
 """Full-batch training of a graph network: every epoch is one step over all edges."""
 
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
@@ -12,11 +13,13 @@ from torch import Tensor, nn
 from thrifty.errors import DataError, SettingError
 from thrifty.graph.scorer import Curriculum
 from thrifty.graph.signed import SignedGraph
-from thrifty.graph.signed_loss import LossEdges
+from thrifty.graph.signed_loss import LossEdges, NonEdges, SignHead, sgcn_loss
+from thrifty.graph.terms import Terms, log_prior
 from thrifty.progress import Track
 
+Prior = Literal["corrected", "uniform"]
 Device = Literal["auto", "cpu", "cuda"]
-_EAGER_STEPS = 5  # before a capture, so that all libraries and the optimiser have made their buffers
+_EAGER_STEPS = 4  # before a capture, so that all libraries and the optimiser have made their buffers
 _CHECK_EVERY = 50
 
 
@@ -27,6 +30,11 @@ class Schedule:
     epochs: int
     learning_rate: float
     weight_decay: float
+    decay: Literal["none", "cosine"] = "none"
+
+    def rate_at(self, progress: float) -> float:
+        """The learning rate when this share (0 to 1) of the epochs is done; `cosine` ends near 0."""
+        return self.learning_rate * (1.0 if self.decay == "none" else (1 + math.cos(math.pi * progress)) / 2)
 
 
 def device_of(name: Device) -> torch.device:
@@ -59,33 +67,63 @@ def check_learnable(graph: SignedGraph) -> None:
 
 def train(
     network: nn.Module,
-    loss: Callable[[], Tensor],
+    losses: Sequence[Callable[[], Tensor]],
     edges: LossEdges,
     generator: torch.Generator,
     schedule: Schedule,
     curriculum: Curriculum | None,
     track: Track,
 ) -> None:
-    """Minimise `loss()`, which sees only the edges that the curriculum releases (all without one) in `edges.weight`.
+    """Minimise the losses in turn, one step each an epoch; they count only the edges that the curriculum releases.
 
-    On CUDA the steps after the first few are replayed from one CUDA graph: `loss` must wait for no value and always
-    make the same shapes, and may draw from `generator` only. Raises `DataError` where the loss is no number any more.
+    On CUDA the steps after the first few are replayed from a CUDA graph for each loss: a loss must wait for no value,
+    always make the same shapes, and draw from `generator` only. Raises `DataError` where a loss is no number any more.
     """
-    step = _Step(network, loss, generator, schedule)
-    chosen: np.ndarray | None = None
+    rate = torch.tensor(schedule.learning_rate, device=generator.device)
+    optimiser = torch.optim.Adam(
+        network.parameters(),
+        lr=rate,
+        weight_decay=schedule.weight_decay,
+        fused=True,
+        capturable=generator.device.type == "cuda",
+    )
+    steps = [_Step(loss, optimiser, generator) for loss in losses]
+    released: np.ndarray | None = None
     for epoch in track(range(schedule.epochs), "training", schedule.epochs):
+        rate.fill_(schedule.rate_at(epoch / schedule.epochs))
         if curriculum is not None:
-            released = curriculum.edges_at(epoch / schedule.epochs)
-            if chosen is None or not np.array_equal(chosen, released):
+            before, released = released, curriculum.edges_at(epoch / schedule.epochs)
+            if before is None or not np.array_equal(before, released):
                 edges.count(torch.from_numpy(released).to(edges.weight.device))
-                chosen = released
-        step()
+        for step in steps:
+            step()
         if (epoch + 1) % _CHECK_EVERY == 0 or epoch + 1 == schedule.epochs:
-            _check_finite(step.last, epoch, schedule)
+            _check_finite(steps[-1].last, epoch, schedule)
+
+
+def train_terms(
+    network: nn.Module,
+    head: SignHead,
+    graph: SignedGraph,
+    generator: torch.Generator,
+    schedule: Schedule,
+    lamb: float,
+    prior: Prior,
+    curriculum: Curriculum | None,
+    track: Track,
+) -> Terms:
+    """Train a network that embeds all nodes, and its head, with the loss of SGCN; keep what each node adds."""
+    edges = LossEdges(graph, generator.device)
+    non_edges = NonEdges(edges, generator)
+    losses = [lambda: sgcn_loss(network(), head, edges, non_edges, lamb)]
+    train(network, losses, edges, generator, schedule, curriculum, track)
+    with torch.no_grad():
+        a, b = (term.cpu().numpy() for term in head.terms(network()))
+    return Terms(a, b, log_prior(graph) if prior == "corrected" else 0.0)
 
 
 def _check_finite(loss: Tensor, epoch: int, schedule: Schedule) -> None:
-    if not np.isfinite(value := float(loss)):
+    if not math.isfinite(value := float(loss)):
         raise DataError(
             f"the loss is {value} after {epoch + 1} of {schedule.epochs} epochs; "
             f"use a learning rate below {schedule.learning_rate:g}"
@@ -93,29 +131,19 @@ def _check_finite(loss: Tensor, epoch: int, schedule: Schedule) -> None:
 
 
 class _Step:
-    """One step of Adam; `last` holds its loss."""
+    """One step of Adam against one loss; `last` holds its value."""
 
-    def __init__(
-        self, network: nn.Module, loss: Callable[[], Tensor], generator: torch.Generator, schedule: Schedule
-    ) -> None:
-        self.loss, self.generator = loss, generator
-        self.on_cuda = generator.device.type == "cuda"
-        self.optimiser = torch.optim.Adam(
-            network.parameters(),
-            lr=schedule.learning_rate,
-            weight_decay=schedule.weight_decay,
-            fused=True,
-            capturable=self.on_cuda,
-        )
+    def __init__(self, loss: Callable[[], Tensor], optimiser: torch.optim.Adam, generator: torch.Generator) -> None:
+        self.loss, self.optimiser, self.generator = loss, optimiser, generator
         self.last = torch.zeros((), device=generator.device)
         self.done = 0
         self.graph: torch.cuda.CUDAGraph | None = None
 
     def __call__(self) -> None:
-        if self.graph is not None:
-            self.graph.replay()
-        elif not self.on_cuda:
+        if self.generator.device.type != "cuda":
             self._eager()
+        elif self.graph is not None:
+            self.graph.replay()
         elif self.done < _EAGER_STEPS:
             side = torch.cuda.Stream()  # what is captured must have run on a stream of its own before
             side.wait_stream(torch.cuda.current_stream())

@@ -1,7 +1,6 @@
 """SGCN: a graph network with a friend's and a foe's view of every node (Derr, Ma and Tang, 2018, arXiv:1808.06354)."""
 
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from jaxtyping import Float
@@ -13,10 +12,19 @@ from thrifty.errors import SettingError
 from thrifty.graph.messages import Messages, mean_of
 from thrifty.graph.scorer import Curriculum, Fitted, Tensors
 from thrifty.graph.signed import SignedGraph
-from thrifty.graph.signed_loss import LossEdges, NonEdges, SignHead, sgcn_loss
+from thrifty.graph.signed_loss import SignHead
 from thrifty.graph.spectral import Features, node_features
-from thrifty.graph.terms import Terms, log_prior
-from thrifty.graph.train import Device, Schedule, check_learnable, device_of, generator_of, seeded, train
+from thrifty.graph.terms import Terms
+from thrifty.graph.train import (
+    Device,
+    Prior,
+    Schedule,
+    check_learnable,
+    device_of,
+    generator_of,
+    seeded,
+    train_terms,
+)
 from thrifty.progress import Track
 
 
@@ -36,7 +44,7 @@ class Sgcn:
     learning_rate: float = 0.01
     weight_decay: float = 5e-4
     lamb: float = 5.0
-    prior: Literal["corrected", "uniform"] = "corrected"
+    prior: Prior = "corrected"
     device: Device = "auto"
 
     def __post_init__(self) -> None:
@@ -56,17 +64,8 @@ class Sgcn:
         )
         with seeded(seed):
             network = _Network(x, friends, foes, self.num_layers).to(device)
-        edges = LossEdges(graph, device)
-        non_edges = NonEdges(edges, generator)
-
-        def loss() -> Tensor:
-            return sgcn_loss(network(), network.head, edges, non_edges, self.lamb)
-
         schedule = Schedule(self.epochs, self.learning_rate, self.weight_decay)
-        train(network, loss, edges, generator, schedule, curriculum, track)
-        with torch.no_grad():
-            a, b = (term.cpu().numpy() for term in network.head.terms(network()))
-        return Terms(a, b, log_prior(graph) if self.prior == "corrected" else 0.0)
+        return train_terms(network, network.head, graph, generator, schedule, self.lamb, self.prior, curriculum, track)
 
     def restore(self, graph: SignedGraph, tensors: Tensors) -> Fitted:
         """The terms of the nodes are all that is needed."""
