@@ -58,7 +58,8 @@ class SignModel:
         model = SignModel.uncalibrated(graph, scorer, seed, track, prepare, pace)
         odds = None if prepare else model.fitted.left_out(graph)
         if odds is not None:
-            return model._calibrated(odds, graph.sign)
+            told = np.isfinite(odds)
+            return model._calibrated(odds[told], graph.sign[told])
         held_out = held_out_edges(graph, seed)
         other = SignModel.uncalibrated(graph.take(~held_out), scorer, seed, track, prepare, pace)
         edges = graph.take(held_out)

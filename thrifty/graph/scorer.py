@@ -33,8 +33,11 @@ class Fitted(Protocol):
         ...
 
     def left_out(self, graph: SignedGraph) -> Float64[np.ndarray, " edges"] | None:
-        """The log-odds of the edges of `graph`, which was learnt from, each as told by what did not learn from it; None
-        where that takes another fit. Calibration and threshold are read from them (`thrifty/graph/model.py`)."""
+        """The log-odds of the edges of `graph`, which was learnt from, each as told by what did not learn from it.
+
+        NaN where it cannot tell, None where that takes another fit. Calibration and threshold are read from them
+        (`thrifty/graph/model.py`).
+        """
         ...
 
     def tensors(self) -> Tensors:

@@ -56,11 +56,6 @@ class MaskedGnn:
                 f"folds={self.folds}; use 1 or more of each, and 2 to 255 folds"
             )
 
-    @property
-    def is_calibrated(self) -> bool:
-        """Yes: a training edge is judged without what its fold says."""
-        return True
-
     def fit(self, graph: SignedGraph, seed: int, curriculum: Curriculum | None, track: Track) -> "FittedMaskedGnn":
         """One step a fold in each epoch. Raises `DataError` where all signs are equal."""
         need_both_signs(graph)
@@ -109,6 +104,10 @@ class FittedMaskedGnn:
             i, j = (torch.from_numpy(nodes[chosen]) for nodes in (source, target))
             result[chosen] = _pair_logits(terms, i, j).double().numpy()
         return result
+
+    def left_out(self, graph: SignedGraph) -> np.ndarray:
+        """Every edge is judged without what its fold says, by weights that know no node."""
+        return self.log_odds(graph.source, graph.target)
 
     def tensors(self) -> Tensors:
         """The weights and the fold of each edge."""
