@@ -45,7 +45,7 @@ def load(origin: Any, columns: Columns, needs_sign: bool = True) -> EdgeTable:
         return _named(origin.lazy(), "the table", columns, needs_sign)
     if library == "pandas":
         # Column by column through numpy: polars would need pyarrow for the whole.
-        parts = {str(name): pl.Series(origin[name].to_numpy(), strict=False) for name in origin.columns}
+        parts = {str(name): column_of(origin[name].to_numpy()) for name in origin.columns}
         return _named(pl.LazyFrame(parts), "the table", columns, needs_sign)
     if hasattr(origin, "edge_index"):
         return _named(_of_tensors(origin, needs_sign), "the Data", columns, needs_sign)
@@ -55,6 +55,16 @@ def load(origin: Any, columns: Columns, needs_sign: bool = True) -> EdgeTable:
         f"cannot read edges from {type(origin).__name__}; give a path ({SUFFIXES}), a table of polars or pandas, "
         "a NetworkX graph, or PyG Data"
     )
+
+
+def column_of(values: np.ndarray) -> pl.Series:
+    """An array as a column; objects are texts where one of them is, and None or NaN is nothing."""
+    if values.dtype != object:
+        return pl.Series(values)
+    known = [None if value is None or value != value else value for value in values.tolist()]
+    if any(isinstance(value, str) for value in known):
+        return pl.Series([None if value is None else str(value) for value in known], dtype=pl.String)
+    return pl.Series(known, strict=False)
 
 
 def _of_path(path: Path, columns: Columns, needs_sign: bool) -> EdgeTable:
@@ -173,7 +183,7 @@ def _of_networkx(graph: Any, columns: Columns, needs_sign: bool) -> EdgeTable:
     sides = [pl.Series([node if is_numbered else str(node) for node in side]) for side in ends]
     parts = {"source": sides[0], "target": sides[1]}
     for name in names:
-        parts[name] = pl.Series([attributes.get(name) for _, _, attributes in edges], strict=False)
+        parts[name] = column_of(np.array([attributes.get(name) for _, _, attributes in edges], dtype=object))
     frame = pl.DataFrame(parts)
     notes = []
     if not graph.is_directed():
