@@ -28,8 +28,9 @@ class EdgeTable:
 
     def shown(self, rows: list[int]) -> dict[int, str]:
         """What rows hold, for a person: `line 7: 'a,b,??'`, or `row 7: ...` (from 1) where there are no lines."""
-        if self.lines_of is not None:
-            return {row: f"line {number:,}: {text[:60]!r}" for row, (number, text) in self.lines_of(rows).items()}
+        lines = self.lines_of(rows) if self.lines_of is not None else {}
+        if lines:
+            return {row: f"line {number:,}: {text[:60]!r}" for row, (number, text) in lines.items()}
         return {row: f"row {row + 1:,}: {', '.join(map(str, self.frame.row(row)))[:60]!r}" for row in rows}
 
 
