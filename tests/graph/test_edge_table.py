@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import networkx
+import numpy as np
 import polars as pl
 import pytest
 import torch
@@ -10,7 +11,7 @@ from torch_geometric.data import Data
 
 from thrifty.errors import DataError
 from thrifty.graph.columns import Columns
-from thrifty.graph.edge_table import load
+from thrifty.graph.edge_table import column_of, load
 
 FRAME = pl.DataFrame({"src": [1, 2], "dst": [2, 3], "vote": [1, -1]})
 
@@ -58,6 +59,15 @@ def test_pandas_is_read_column_by_column() -> None:
     pandas = pytest.importorskip("pandas")
     frame = load(pandas.DataFrame({"u": ["a", "b"], "v": ["b", "c"], "sign": [1, -1]}), Columns()).frame
     assert frame.rows() == [("a", "b", 1), ("b", "c", -1)]
+
+
+def test_arrays_of_objects_are_columns_of_one_kind() -> None:
+    def told(*values: object) -> list:
+        return column_of(np.array(values, dtype=object)).to_list()
+
+    assert told("a", None, float("nan"), 7) == ["a", None, None, "7"]
+    assert told(1, None, 3) == [1, None, 3]
+    assert column_of(np.array([True, False])).to_list() == [True, False]
 
 
 @pytest.mark.parametrize(

@@ -55,6 +55,18 @@ def test_quoted_fields_may_hold_commas(tmp_path: Path) -> None:
     assert table.frame.row(0) == ("a, b", "c", "1", None)
 
 
+def test_a_quoted_text_may_take_several_lines(tmp_path: Path) -> None:
+    lines = b'source,target,sign,why\na,b,1,"he said, ""no"""\nb,c,-1,"two\nlines"\nc,d,1,x\n'
+    table = read_text(written(tmp_path, "x.csv", lines))
+    assert table.frame["0"].to_list() == ["a", "b", "c"]
+    assert table.frame["3"].to_list() == ['he said, "no"', "two\nlines", "x"]
+    assert table.lines_of([2]) == {}
+
+
+def test_line_ends_of_old_macs_end_lines(tmp_path: Path) -> None:
+    assert read_text(written(tmp_path, "x.csv", EDGES.replace(b"\n", b"\r"))).frame.height == 2
+
+
 def test_numbers_of_lines_count_blank_ones(tmp_path: Path) -> None:
     table = read_text(written(tmp_path, "x.csv", b"\nsource,target,sign\n\na,b,1\n"))
     row = table.frame["0"].to_list().index("a")

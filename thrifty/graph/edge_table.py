@@ -28,8 +28,9 @@ class EdgeTable:
 
     def shown(self, rows: list[int]) -> dict[int, str]:
         """What rows hold, for a person: `line 7: 'a,b,??'`, or `row 7: ...` (from 1) where there are no lines."""
-        if self.lines_of is not None:
-            return {row: f"line {number:,}: {text[:60]!r}" for row, (number, text) in self.lines_of(rows).items()}
+        lines = self.lines_of(rows) if self.lines_of is not None else {}
+        if lines:
+            return {row: f"line {number:,}: {text[:60]!r}" for row, (number, text) in lines.items()}
         return {row: f"row {row + 1:,}: {', '.join(map(str, self.frame.row(row)))[:60]!r}" for row in rows}
 
 
@@ -45,7 +46,7 @@ def load(origin: Any, columns: Columns, needs_sign: bool = True) -> EdgeTable:
         return _named(origin.lazy(), "the table", columns, needs_sign)
     if library == "pandas":
         # Column by column through numpy: polars would need pyarrow for the whole.
-        parts = {str(name): pl.Series(origin[name].to_numpy(), strict=False) for name in origin.columns}
+        parts = {str(name): column_of(origin[name].to_numpy()) for name in origin.columns}
         return _named(pl.LazyFrame(parts), "the table", columns, needs_sign)
     if hasattr(origin, "edge_index"):
         return _named(_of_tensors(origin, needs_sign), "the Data", columns, needs_sign)
@@ -55,6 +56,16 @@ def load(origin: Any, columns: Columns, needs_sign: bool = True) -> EdgeTable:
         f"cannot read edges from {type(origin).__name__}; give a path ({SUFFIXES}), a table of polars or pandas, "
         "a NetworkX graph, or PyG Data"
     )
+
+
+def column_of(values: np.ndarray) -> pl.Series:
+    """An array as a column; objects are texts where one of them is, and None or NaN is nothing."""
+    if values.dtype != object:
+        return pl.Series(values)
+    known = [None if value is None or value != value else value for value in values.tolist()]
+    if any(isinstance(value, str) for value in known):
+        return pl.Series([None if value is None else str(value) for value in known], dtype=pl.String)
+    return pl.Series(known, strict=False)
 
 
 def _of_path(path: Path, columns: Columns, needs_sign: bool) -> EdgeTable:
@@ -173,7 +184,7 @@ def _of_networkx(graph: Any, columns: Columns, needs_sign: bool) -> EdgeTable:
     sides = [pl.Series([node if is_numbered else str(node) for node in side]) for side in ends]
     parts = {"source": sides[0], "target": sides[1]}
     for name in names:
-        parts[name] = pl.Series([attributes.get(name) for _, _, attributes in edges], strict=False)
+        parts[name] = column_of(np.array([attributes.get(name) for _, _, attributes in edges], dtype=object))
     frame = pl.DataFrame(parts)
     notes = []
     if not graph.is_directed():

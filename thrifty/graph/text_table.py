@@ -33,9 +33,15 @@ class TextTable:
     content: bytes
     comment: bytes | None
     first_row: int
+    has_long_rows: bool = False
 
     def lines_of(self, rows: list[int]) -> dict[int, tuple[int, str]]:
-        """The number of the line (from 1) and its text, for some rows; remarks are lines, but no rows."""
+        """The number of the line (from 1) and its text, for some rows; remarks are lines, but no rows.
+
+        No answer where a row may take several lines.
+        """
+        if self.has_long_rows:
+            return {}
         found, wanted, row = {}, set(rows), -self.first_row
         position = 0
         for number in range(1, self.content.count(b"\n") + 2):
@@ -56,6 +62,8 @@ def read_text(path: Path) -> TextTable:
     content = _content(path)
     if content.startswith(b"\xef\xbb\xbf"):
         content = content[3:]
+    if b"\n" not in content:
+        content = content.replace(b"\r", b"\n")  # line ends of old Macs
     if not content.strip():
         raise DataError(f"{path} is empty; give a table with the columns source, target and sign")
     # Remarks are looked for only where the file begins with one: elsewhere #name may be a node.
@@ -74,7 +82,7 @@ def read_text(path: Path) -> TextTable:
     if separator == "  ":
         parsed = re.sub(rb"[ \t]+", b" ", re.sub(rb"(?m)^[ \t]+|[ \t\r]+$", b"", content))
         lines, separator = [" ".join(line.split()) for line in lines], " "
-    fields = [[part.strip() for part in row] for row in csv.reader(lines, delimiter=separator)]
+    fields = [_fields(line, separator) for line in lines]
     header = fields[0] if looks_like_header(fields[0]) else None
     width = len(header) if header else Counter(map(len, fields)).most_common(1)[0][0]
     frame, trusted = _parse(parsed, separator, comment.decode() if comment else None, width)
@@ -83,10 +91,19 @@ def read_text(path: Path) -> TextTable:
     if comment:
         remarks = content.count(b"\n" + comment) + content.startswith(comment)
         notes.append(f"{remarks:,} lines that begin with {comment.decode()} are remarks")
+    has_long_rows = trusted and b'"' in content and _has_breaks(frame)
     first_row = 0
     if header:
         first_row = 1 + _blank_rows_before(frame)
-    return TextTable(frame.slice(first_row), header, notes, content, comment, first_row)
+    return TextTable(frame.slice(first_row), header, notes, content, comment, first_row, has_long_rows)
+
+
+def _fields(line: str, separator: str) -> list[str]:
+    try:
+        row = next(csv.reader([line], delimiter=separator))
+    except csv.Error:
+        row = line.split(separator)
+    return [field.strip() for field in row]
 
 
 def _blank_rows_before(frame: pl.DataFrame) -> int:
@@ -168,10 +185,24 @@ def _parse(content: bytes, separator: str, comment: str | None, width: int) -> t
         frame = parse('"' if has_quotes else None)
         if not has_quotes:
             return frame, True
-        # A field with a line break began with a stray quotation mark and swallowed the rows after it.
-        if not frame.select(pl.any_horizontal(pl.all().str.contains("\n", literal=True).any())).item():
+        if not _has_breaks(frame):
             return frame, True
     except pl.exceptions.PolarsError:
         if not has_quotes:
             raise
-    return parse(None).with_columns(pl.all().str.strip_chars('"')), False
+        frame = None
+    # A field with a line break is a text of many lines, or began with a stray quotation mark and swallowed the rows
+    # after it: what makes more rows of the right length is right.
+    plain = parse(None).with_columns(pl.all().str.strip_chars('"'))
+    if frame is not None and _num_whole_rows(frame) >= _num_whole_rows(plain):
+        return frame, True
+    return plain, False
+
+
+def _has_breaks(frame: pl.DataFrame) -> bool:
+    return bool(frame.select(pl.any_horizontal(pl.all().str.contains("\n", literal=True).any())).item())
+
+
+def _num_whole_rows(frame: pl.DataFrame) -> int:
+    *_, last, extra = frame.columns
+    return frame.filter(pl.col(last).is_not_null() & pl.col(extra).is_null()).height
