@@ -58,11 +58,6 @@ class Gcn:
         if self.dim < 1 or self.num_layers < 1:
             raise SettingError(f"Gcn: dim={self.dim}, num_layers={self.num_layers}; use 1 or more of each")
 
-    @property
-    def is_calibrated(self) -> bool:
-        """No: it has seen the edges that it learnt from."""
-        return False
-
     def fit(self, graph: SignedGraph, seed: int, curriculum: Curriculum | None, track: Track) -> Fitted:
         """Train on all edges; messages go from source to target."""
         check_learnable(graph)

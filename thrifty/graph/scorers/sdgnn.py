@@ -49,11 +49,6 @@ class Sdgnn:
         if self.dim < 1 or self.num_layers < 1:
             raise SettingError(f"Sdgnn: dim={self.dim}, num_layers={self.num_layers}; use 1 or more of each")
 
-    @property
-    def is_calibrated(self) -> bool:
-        """No: it has seen the edges that it learnt from."""
-        return False
-
     def fit(self, graph: SignedGraph, seed: int, curriculum: Curriculum | None, track: Track) -> Fitted:
         """Train on all edges. Raises `DataError` where all signs are equal."""
         need_both_signs(graph)
@@ -94,6 +89,9 @@ class FittedSdgnn:
             part = slice(start, start + _CHUNK)
             result[part] += (self.left[source[part]] * self.right[target[part]]).sum(axis=1)
         return result
+
+    def left_out(self, graph: SignedGraph) -> None:
+        """Unknown: every edge was learnt from."""
 
     def tensors(self) -> Tensors:
         """Biases and factors."""

@@ -1,0 +1,219 @@
+"""What SGA brings, part by part, on the official splits; and what a default, a stack and graph networks reach there.
+
+    python benchmarks/graph_sga.py --results results/graph_sga.jsonl [--packed FILE] [--jobs 12] [--minutes 8]
+
+Three parts, one JSON line a run:
+- grid: SGCN as published (uniform prior, hard labels by the larger of two log-probabilities), {none, add, delete, both}
+  x {no curriculum, published, per sign} x {random, spectral features}; thresholds of the preset of each graph.
+- chosen: SGCN with spectral features; for each split, the augmentation and the curriculum with the best AUC on a tenth
+  of the training edges, against plain training, both then calibrated and fitted anew. Test edges choose nothing.
+- scorers: every scorer of thrifty with its usual settings, calibrated.
+A GPU is used where there is one; with --minutes no run starts after that time.
+"""
+
+import argparse
+import functools
+import json
+import multiprocessing
+import os
+import shlex
+import sys
+import time
+import traceback
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+import graph_packed
+
+from thrifty import catalogue
+from thrifty.graph import metrics
+from thrifty.graph.apply import apply
+from thrifty.graph.curriculum import Pacing, difficulty
+from thrifty.graph.job import GraphJob
+from thrifty.graph.methods.sga import Sga
+from thrifty.graph.model import SignModel, held_out_edges
+from thrifty.graph.scorers.sgcn import Sgcn
+from thrifty.graph.signed import SignedGraph
+from thrifty.progress import silent
+from thrifty.report import provenance
+
+SEED = 2023
+NEVER = {"delete_positive": 0.0, "delete_negative": 0.0}
+OFF = {"add_positive": 1.1, "add_negative": 1.1}
+CURRICULA: dict[str, dict[str, Any] | None] = {
+    "none": None,
+    "published": {"per_sign": False},
+    "per sign": {},
+}
+CHOICES: dict[str, dict[str, Any]] = {
+    "none": NEVER | OFF,
+    "delete .1": {"delete_positive": 0.1, "delete_negative": 0.1} | OFF,
+    "delete .3": {"delete_positive": 0.3, "delete_negative": 0.3} | OFF,
+    "add .95": NEVER | {"add_positive": 0.95, "add_negative": 0.95},
+    "add near .9": NEVER | {"add_positive": 0.9, "add_negative": 0.9, "candidates": "near"},
+    "both": {"delete_positive": 0.1, "delete_negative": 0.1, "add_positive": 0.95, "add_negative": 0.95},
+    "both near": {"delete_positive": 0.3, "delete_negative": 0.3, "add_positive": 0.9, "add_negative": 0.9}
+    | {"candidates": "near"},
+}
+SCORERS = ("triads", "stack", "masked_gnn", "sgcn", "gcn", "gat", "sdgnn")
+
+
+def pace(graph: SignedGraph, chosen: dict[str, Any]) -> Pacing:
+    """A curriculum for the graph as it is learnt from."""
+    return Pacing(difficulty(graph), graph.sign, SEED, **chosen)
+
+
+def paced(name: str) -> Any:
+    """The curriculum called `name`, as `SignModel` takes it."""
+    chosen = CURRICULA[name]
+    return None if chosen is None else functools.partial(pace, chosen=chosen)
+
+
+def score(model: SignModel, test: SignedGraph) -> dict[str, float]:
+    """All metrics on the test edges."""
+    return metrics.measure(model.probability(test.source, test.target), test.sign, model.threshold)
+
+
+def grid(name: str, train: SignedGraph, test: SignedGraph) -> Any:
+    """The published pipeline and its parts."""
+    generator = Sgcn().fit(train, SEED, None, silent)
+    job = GraphJob.of(train, "1000%", SEED)
+    plan = Sga(preset=name).plan_with(generator, job)
+    whole = apply(plan, train)
+    parts = {
+        "none": train,
+        "delete": whole.all_edges.take(whole.origin == 0),
+        "add": train.joined(*_free(train, whole.all_edges.take(whole.origin == 2))),
+        "both": whole.graph,
+    }
+    for features in ("random", "spectral"):
+        for augment, graph in parts.items():
+            for curriculum in CURRICULA:
+                start = time.perf_counter()
+                scorer = Sgcn(features=features, prior="uniform")
+                model = SignModel.uncalibrated(graph, scorer, SEED, silent, None, paced(curriculum))
+                about = {"features": features, "augment": augment, "curriculum": curriculum, "changed": whole.counts()}
+                yield about | score(model, test) | {"seconds": time.perf_counter() - start}
+
+
+def _free(train: SignedGraph, added: SignedGraph) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Added edges whose cell was not only free because an edge had been deleted from it."""
+    free = ~np.isin(added.key, train.key)
+    return added.source[free], added.target[free], added.sign[free]
+
+
+def augmented(graph: SignedGraph, choice: str) -> SignedGraph:
+    """`graph` after the augmentation called `choice`."""
+    if choice == "none":
+        return graph
+    return apply(Sga(**CHOICES[choice]).plan(GraphJob.of(graph, seed=SEED)), graph).graph
+
+
+def chosen(name: str, train: SignedGraph, test: SignedGraph) -> Any:
+    """Plain training, and the best of all choices on held-out training edges."""
+    held_out = held_out_edges(train, SEED)
+    learnt, judged = train.take(~held_out), train.take(held_out)
+    generator, scorer = Sgcn().fit(learnt, SEED, None, silent), Sgcn()
+    found = {}
+    for choice, changes in CHOICES.items():
+        graph = learnt
+        if choice != "none":
+            graph = apply(Sga(**changes).plan_with(generator, GraphJob.of(learnt, seed=SEED)), learnt).graph
+        for curriculum in ("none", "per sign"):
+            model = SignModel.uncalibrated(graph, scorer, SEED, silent, None, paced(curriculum))
+            found[choice, curriculum] = score(model, judged)["auc"]
+    best = max(found, key=lambda one: found[one])
+    told = {f"{choice}, {curriculum}": value for (choice, curriculum), value in found.items()}
+    for which, (choice, curriculum) in (("plain", ("none", "none")), ("chosen", best)):
+        prepare = None if choice == "none" else functools.partial(augmented, choice=choice)
+        model = SignModel.fit(train, scorer, SEED, silent, prepare, paced(curriculum))
+        yield {"which": which, "augment": choice, "curriculum": curriculum, "validation": told} | score(model, test)
+
+
+def scorers(name: str, train: SignedGraph, test: SignedGraph, which: tuple[str, ...] = SCORERS) -> Any:
+    """Every scorer with its usual settings."""
+    for one in which:
+        start = time.perf_counter()
+        model = SignModel.fit(train, catalogue.find("graph", one, "scorers")(), SEED)
+        fitted = time.perf_counter()
+        found = score(model, test)
+        yield (
+            {"scorer": one}
+            | found
+            | {
+                "seconds_fit": fitted - start,
+                "seconds_score": time.perf_counter() - fitted,
+            }
+        )
+
+
+PARTS = {
+    "grid": grid,
+    "chosen": chosen,
+    "best": functools.partial(scorers, which=("triads", "stack")),
+    "others": functools.partial(scorers, which=SCORERS[2:]),
+}
+
+
+def work(task: tuple[str, str, int], packed: Path, results: Path, until: float, about: dict[str, Any]) -> None:
+    """Do one part on one split, and append a line for each run as soon as it is done."""
+    part, name, place = task
+    if time.time() > until:
+        print("no time for", task, flush=True)
+        return
+    torch.set_num_threads(1)
+    start = time.perf_counter()
+    try:
+        graph, tests = graph_packed.load(packed, name)
+        train, test = graph.take(~tests[place]), graph.take(tests[place])
+        for found in PARTS[part](name, train, test):
+            line = {"kind": "graph_sga", "part": "scorers" if part in ("best", "others") else part, "set": name}
+            line |= {"split": place + 1} | found | {"provenance": about}
+            with results.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(line) + "\n")
+            if time.time() > until + 60:
+                break
+    except Exception:
+        traceback.print_exc()
+    print(f"{time.perf_counter() - start:6.1f} s", *task, flush=True)
+
+
+def main() -> None:
+    """Order the tasks so that long ones start early, and share them out."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--packed", type=Path)
+    parser.add_argument("--results", type=Path, default=Path("results/graph_sga.jsonl"))
+    parser.add_argument("--sets", nargs="*", default=list(graph_packed.SETS))
+    parser.add_argument("--parts", nargs="*", default=list(PARTS))
+    parser.add_argument("--splits", type=int, default=5)
+    parser.add_argument("--jobs", type=int, default=1)
+    parser.add_argument("--minutes", type=float, default=1e6)
+    arguments = parser.parse_args()
+    start = time.time()
+    packed = arguments.packed or arguments.results.with_suffix(".npz")
+    if not packed.exists():
+        graph_packed.pack(packed)
+    tasks = [
+        (part, name, place)
+        for part in ("best", "grid", "chosen", "others")
+        if part in arguments.parts
+        for name in sorted(arguments.sets, key=graph_packed.SETS.index, reverse=part == "best")
+        for place in range(arguments.splits)
+    ]
+    about = provenance(shlex.join(["python", *sys.argv]), 0)
+    until = start + 60 * arguments.minutes
+    one = functools.partial(work, packed=packed, results=arguments.results, until=until, about=about)
+    if arguments.jobs == 1:
+        list(map(one, tasks))
+        return
+    os.environ["OMP_NUM_THREADS"] = "1"
+    with multiprocessing.get_context("spawn").Pool(arguments.jobs) as pool:
+        pool.map(one, tasks, chunksize=1)
+
+
+if __name__ == "__main__":
+    main()
