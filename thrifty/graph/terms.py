@@ -36,12 +36,12 @@ class Terms:
 
     def tensors(self) -> Tensors:
         """Terms and prior."""
-        return {"a": self.a, "b": self.b, "prior": np.array(self.prior)}
+        return {"a": self.a, "b": self.b, "prior": np.array([self.prior])}
 
     @staticmethod
     def restored(tensors: Tensors) -> "Terms":
         """What `tensors()` was taken from."""
-        return Terms(tensors["a"], tensors["b"], float(tensors["prior"]))
+        return Terms(tensors["a"], tensors["b"], float(tensors["prior"][0]))
 
 
 def log_prior(graph: SignedGraph) -> float:
