@@ -113,17 +113,19 @@ def predict(
     from thrifty.graph.columns import Columns
     from thrifty.graph.model import SignModel
     from thrifty.graph.pairs import read_pairs
-    from thrifty.graph.predict import predict_pairs, predict_shards
+    from thrifty.graph.predict import predict_pairs
+    from thrifty.graph.scale import predict_shards
     from thrifty.graph.writing import check_output, write_table
     from thrifty.report import Column, Report, provenance
 
     start = time.perf_counter()
     console.check_outputs(json_file, None, overwrite)
-    columns = [Column("pairs", "pairs", ",d"), Column("predicted", "predicted", ",d")]
-    columns += [Column("positive", "labelled positive", ",d"), Column("output", "written to")]
+    columns = [Column("pairs", "pairs", ",d"), Column("predicted", "predicted", ",d"), Column("output", "written to")]
     if Path(pairs).is_dir():
         with progress.shown() as track:
-            row, notes = predict_shards(model, Path(pairs), output, workers, track)
+            done = predict_shards(model, Path(pairs), output, workers, track, overwrite)
+        row = {"pairs": done.num_pairs, "predicted": done.num_pairs - done.num_unknown, "shards": done.num_done}
+        notes = [f"{done.num_done} shards done now, {done.num_skipped} were done already; null for an unknown node"]
     else:
         check_output(output, overwrite)
         one = SignModel.load(model)
@@ -135,6 +137,47 @@ def predict(
     row |= {"output": str(output)}
     origin = provenance(console.command(), time.perf_counter() - start)
     console.show(Report("Predicted signs", "graph", [row], columns, notes=notes, provenance=origin), json_file)
+
+
+@graph.command()
+@click.argument("edges")
+@click.argument("pairs", type=click.Path(path_type=Path))
+@click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="The folder to write.")
+@click.option("--workers", default=1, show_default=True, help="Processes that share the files.")
+@click.option("--shards", default=8, show_default=True, help="Files to cut PAIRS into, where it is no folder of them.")
+@FORCE
+@console.JSON
+@reading_options
+def balance(
+    edges: str,
+    pairs: Path,
+    output: Path,
+    workers: int,
+    shards: int,
+    overwrite: bool,
+    json_file: Path | None,
+    **options: Any,
+) -> None:
+    """Count the triangles that each of PAIRS would close in EDGES: balanced were it positive, were it negative."""
+    from thrifty.graph.scale import balance_shards
+    from thrifty.graph.shards import shard
+    from thrifty.report import Column, Report, provenance
+
+    start = time.perf_counter()
+    console.check_outputs(json_file, None, overwrite)
+    read, notes = _read(edges, options), []
+    if not pairs.is_dir():
+        cut = output.with_name(f"{output.name}-pairs")
+        _, notes = shard(pairs, cut, shards, overwrite=overwrite)
+        pairs = cut
+    with progress.shown() as track:
+        done = balance_shards(read.graph, pairs, output, workers, track, overwrite)
+    row = {"pairs": done.num_pairs, "unknown": done.num_unknown, "shards": done.num_done, "output": str(output)}
+    columns = [Column("pairs", "pairs", ",d"), Column("unknown", "with an unknown node", ",d")]
+    columns += [Column("shards", "files done", ",d"), Column("output", "written to")]
+    origin = provenance(console.command(), time.perf_counter() - start)
+    title = f"Triangles in {read.origin}"
+    console.show(Report(title, "graph", [row], columns, notes=[*notes, *read.notes], provenance=origin), json_file)
 
 
 @graph.command()
@@ -175,7 +218,8 @@ def audit(
     if output is not None:
         write_table(output, found.columns(), overwrite)
     shown = found.columns(max(most, 1))
-    rows = [dict(zip(shown, values, strict=True)) for values in zip(*(v.tolist() for v in shown.values()), strict=True)]
+    told = {name: values.astype(str) if name in ("source", "target") else values for name, values in shown.items()}
+    rows = [dict(zip(told, values, strict=True)) for values in zip(*(v.tolist() for v in told.values()), strict=True)]
     columns = [Column("source", "source"), Column("target", "target"), Column("sign", "sign", "+d")]
     columns += [Column("probability_of_sign", "belief", ".3f"), Column("reason", "what speaks against it")]
     headline = f"{int((found.belief < 0.5).sum()):,} of {asked.num_edges:,} signs are believed with less than a half."

@@ -1,7 +1,6 @@
 """Tables for people and programs: predictions for pairs, and the edges of an augmented graph."""
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -68,11 +67,3 @@ def beside(path: Path, word: str) -> Path:
     """`edges.csv.gz` to `edges.deleted.csv.gz`."""
     stem, dot, rest = path.name.partition(".")
     return path.with_name(f"{stem}.{word}{dot}{rest}")
-
-
-def predict_shards(
-    model: Path, pairs: Path, output: Path, workers: int, track: Any
-) -> tuple[dict[str, int], list[str]]:
-    """Predict for every Parquet file in the folder `pairs` into a file of the same name in `output`, on several
-    processes; files that are there already are not done again."""
-    raise NotImplementedError
