@@ -120,9 +120,10 @@ def by_place(rows: list[dict[str, Any]]) -> dict[tuple[int, int, int], dict[str,
 def generate(rows: list[dict[str, Any]]) -> str:
     """Tokens per second of a whole model with each cache."""
     first = rows[0]
+    commands = " and ".join(f"`{command}`" for command in dict.fromkeys(row["provenance"]["command"] for row in rows))
     lines = [
-        f"`{first['provenance']['command']}`, {first['provenance']['machine']['cpu']}, {first['threads']} thread(s): "
-        f"tokens per second of SmolLM2-135M after {first['context']:,} tokens, caches taking turns.",
+        f"{commands}, {first['provenance']['machine']['cpu']}, {first['threads']} thread(s): tokens per second of "
+        f"SmolLM2-135M after {first['context']:,} tokens, caches taking turns.",
         "",
         "| cache | model in | tokens/s | times the plain cache | spread of steps |",
         "| --- | --- | ---: | ---: | ---: |",
