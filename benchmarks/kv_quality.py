@@ -30,6 +30,8 @@ from thrifty.kv.methods.uniform import Uniform
 NEW: dict[str, Any] = {"fit": "unbiased", "rotation": "all", "summation_elimination": False}
 UNIFORM: dict[str, Any] = {
     "hack 2/2": Hack(),
+    "hack 2/2, no sinks": Hack(sinks=0),
+    "hack 2/2, blocks of 32": Hack(partition=32),
     "hack 2/2 + unbiased": Hack(fit="unbiased"),
     "hack 2/2 + rotation of values": Hack(rotation="values"),
     "hack 2/2 + rotation": Hack(rotation="all"),
@@ -39,6 +41,7 @@ UNIFORM: dict[str, Any] = {
     "hack 4/2": Hack(k_bits=4),
     "hack 4/2 + both, no sums": Hack(k_bits=4, **NEW),
     "kivi 4/2, groups of 64": Kivi(k_bits=4, group=64, residual=64),
+    "hack 3/3 + both, no sums": Hack(k_bits=3, v_bits=3, **NEW),
     "hack 4/4": Hack(k_bits=4, v_bits=4),
     "hack 4/4 + both, no sums": Hack(k_bits=4, v_bits=4, **NEW),
     "kivi 4/4, groups of 64": Kivi(k_bits=4, v_bits=4, group=64, residual=64),

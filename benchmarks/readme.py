@@ -54,47 +54,95 @@ def speed(rows: list[dict[str, Any]]) -> str:
 
 
 def beyond(rows: list[dict[str, Any]]) -> str:
-    """Settings beyond the papers, on the whole test text."""
+    """Settings beyond the papers and what each buys, on the whole test text."""
     first = rows[0]
+    presets = {"hack 2/2 + both, no sums": "smallest", "hack 4/2 + both, no sums": "balanced"}
+    presets["hack 4/4 + both, no sums"] = "finest"
     lines = [
         f"`benchmarks/kv_quality.py`: {first['windows']} windows of {first['window']} tokens of {first['text']}, plain "
         f"perplexity {first['ppl_plain']:.3f}. ± is the standard error over windows.",
         "",
-        "| bits of keys/values | of bf16 at 2k | at 8k | perplexity ratio | KL (nats) | top-1 |",
-        "| --- | ---: | ---: | ---: | ---: | ---: |",
+        "| cache (bits of keys/values) | bytes/token at 2k | of bf16 | at 8k | perplexity ratio | KL (nats) | top-1 |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
-    for row in rows:
-        held, whole, bits = row["bytes_per_token"], row["bytes_per_token_bf16"], row["settings"]
+    for row in sorted(rows, key=lambda row: (row["bytes_per_token"]["2048"], row["ppl_ratio"])):
+        held, whole, label = row["bytes_per_token"], row["bytes_per_token_bf16"], row["label"]
+        if label in presets:
+            label = f"**`{presets[label]}`** ({label.split()[1]})"
         lines.append(
-            f"| {bits['k_bits']}/{bits['v_bits']} | {held['2048'] / whole:.1%} | {held['8192'] / whole:.1%} "
+            f"| {label} | {held['2048']:,.0f} | {held['2048'] / whole:.1%} | {held['8192'] / whole:.1%} "
             f"| {row['ppl_ratio']:.4f} ± {row['ppl_ratio_error']:.4f} | {row['kl']:.4f} | {row['top1']:.1%} |"
         )
     return "\n".join(lines)
 
 
 def gpu(rows: list[dict[str, Any]]) -> str:
-    """Decode attention on a GPU: microseconds, and times as fast as the best SDPA."""
+    """Attention on a GPU: microseconds, and times as fast as the best SDPA."""
     first = rows[0]
     lines = [
         f"{first['machine']}, torch {first['torch']}, triton {first['triton']}: microseconds of one decode step of one "
-        "layer's attention (times as fast as the best SDPA).",
+        "layer's attention (times as fast as the best SDPA; share of the memory bandwidth that `torch.sum` reaches).",
         "",
-        "| rows x tokens | best SDPA bf16 | 2 bits | dequantising, 2 bits | 4 bits | dequantising, 4 bits |",
+        "| rows x tokens, head size | best SDPA bf16 | 2 bits | dequantising | 4 bits | dequantising |",
         "| --- | ---: | ---: | ---: | ---: | ---: |",
     ]
-    for batch, tokens in dict.fromkeys((row["rows"], row["tokens"]) for row in rows):
-        here = {row["contender"]: row["us"] for row in rows if (row["rows"], row["tokens"]) == (batch, tokens)}
-        base = min(us for name, us in here.items() if name.startswith("sdpa"))
+    for place, here in by_place(rows).items():
+        base = min(row["us"] for name, row in here.items() if name.startswith("sdpa"))
         cells = []
         for bits in (2, 4):
-            for start in (f"hack {bits} bits", f"restoring {bits} bits"):
-                best = min(us for name, us in here.items() if name.startswith(start))
-                cells.append(f"{best:.1f} ({base / best:.2f}x)")
-        lines.append(f"| {batch} x {tokens:,} | {base:.1f} | {' | '.join(cells)} |")
+            codes = here[f"hack {bits} bits"]
+            cells.append(f"{codes['us']:.1f} ({base / codes['us']:.2f}x; {codes['share_of_floor']:.0%})")
+            peers = [row["us"] for name, row in here.items() if name.startswith(f"restoring {bits} bits")]
+            cells.append(f"{min(peers):.1f} ({base / min(peers):.2f}x)" if peers else "–")
+        lines.append(f"| {place[0]} x {place[1]:,}, {place[2]} | {base:.1f} | {' | '.join(cells)} |")
+    prefills = [row for row in rows if row["kind"] == "prefill"]
+    lines += ["", "Prefill of one row, causal, in TFLOP/s:", ""]
+    lines += [
+        "| tokens | SDPA FlashAttention-2 | SDPA cuDNN | 2 bits | 4 bits |",
+        "| --- | ---: | ---: | ---: | ---: |",
+    ]
+    for tokens in dict.fromkeys(row["tokens"] for row in prefills):
+        speed = {row["contender"]: row["tflop_per_s"] for row in prefills if row["tokens"] == tokens}
+        names = ("sdpa flash", "sdpa cudnn", "hack 2 bits", "hack 4 bits")
+        lines.append(f"| {tokens:,} | {' | '.join(f'{speed[name]:.0f}' for name in names)} |")
     return "\n".join(lines)
 
 
-TABLES = {"kv.jsonl": quality, "kv_quality.jsonl": beyond, "kv_cpu.jsonl": speed, "kv_gpu.jsonl": gpu}
+def by_place(rows: list[dict[str, Any]]) -> dict[tuple[int, int, int], dict[str, dict[str, Any]]]:
+    """Decode rows of a GPU by (rows, tokens, head size) and contender."""
+    found: dict[tuple[int, int, int], dict[str, dict[str, Any]]] = {}
+    for row in rows:
+        if row["kind"] == "decode":
+            found.setdefault((row["rows"], row["tokens"], row["head_dim"]), {})[row["contender"]] = row
+    return found
+
+
+def generate(rows: list[dict[str, Any]]) -> str:
+    """Tokens per second of a whole model with each cache."""
+    first = rows[0]
+    commands = " and ".join(f"`{command}`" for command in dict.fromkeys(row["provenance"]["command"] for row in rows))
+    lines = [
+        f"{commands}, {first['provenance']['machine']['cpu']}, {first['threads']} thread(s): tokens per second of "
+        f"SmolLM2-135M after {first['context']:,} tokens, caches taking turns.",
+        "",
+        "| cache | model in | tokens/s | times the plain cache | spread of steps |",
+        "| --- | --- | ---: | ---: | ---: |",
+    ]
+    for row in sorted(rows, key=lambda row: (row["dtype"], -row["tokens_per_second"])):
+        lines.append(
+            f"| {row['cache']} | {row['dtype']} | {row['tokens_per_second']:.2f} | {row['times_plain']:.2f} "
+            f"| {row['spread']:.0%} |"
+        )
+    return "\n".join(lines)
+
+
+TABLES = {
+    "kv.jsonl": quality,
+    "kv_quality.jsonl": beyond,
+    "kv_cpu.jsonl": speed,
+    "kv_gpu.jsonl": gpu,
+    "kv_generate.jsonl": generate,
+}
 
 
 def written(readme: str) -> str:

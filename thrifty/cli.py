@@ -67,8 +67,9 @@ def demo(out: Path | None, overwrite: bool, json_file: Path | None) -> None:
 @cli.command()
 @console.JSON
 def methods(json_file: Path | None) -> None:
-    """List the methods and codecs of every system."""
+    """List the methods and codecs of every system, and the presets of kv."""
     from thrifty import catalogue
+    from thrifty.kv import presets
     from thrifty.report import Column, Report
 
     rows = [
@@ -76,6 +77,9 @@ def methods(json_file: Path | None) -> None:
         for system in catalogue.SYSTEMS
         for kind in catalogue.KINDS
         for name in catalogue.names(system, kind)
+    ]
+    rows += [
+        {"system": "kv", "kind": "presets", "name": name, "about": presets.about(name)} for name in presets.PRESETS
     ]
     columns = [
         Column("system", "system"),

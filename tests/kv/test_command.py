@@ -20,3 +20,10 @@ def test_a_setting_that_neither_has_lists_those_of_both() -> None:
 def test_another_codec_is_read_with_its_settings() -> None:
     name, codec, _ = command._also("kivi:group=64,residual=64", "uniform")
     assert (name, codec.group, codec.residual) == ("kivi", 64, 64)
+
+
+def test_a_preset_stands_wherever_a_codec_does() -> None:
+    codec, _ = command._kv_choices("balanced", "uniform", ("sinks=8",))
+    assert (codec.k_bits, codec.v_bits, codec.rotation, codec.sinks) == (4, 2, "all", 8)
+    name, other, _ = command._also("smallest:sinks=0", "uniform")
+    assert (name, other.k_bits, other.sinks) == ("smallest", 2, 0)

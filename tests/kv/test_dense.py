@@ -50,3 +50,9 @@ def test_logits_are_not_changed() -> None:
     copy = logits.clone()
     dense.causal_softmax(logits, 3)
     assert torch.equal(logits, copy)
+
+
+def test_sixteen_bits_are_the_models_own_where_it_has_them() -> None:
+    assert dense.sixteen_bits("auto", torch.float16) == torch.float16
+    assert dense.sixteen_bits("auto", torch.float32) == torch.bfloat16
+    assert dense.sixteen_bits("float16", torch.bfloat16) == torch.float16

@@ -178,6 +178,18 @@ class Codec(Protocol):
         ...
 
 
+@runtime_checkable
+class ChunkCodec(Protocol):
+    """A codec that can treat many new tokens in one pass."""
+
+    def attend_chunk(
+        self, q: Float[Tensor, "rows q_heads new d"], past: "Blocks", k: Tensor, v: Tensor, scale: float
+    ) -> tuple["Blocks", Tensor] | None:
+        """Append `k` and `v` to `past`, and attend from each new token on what it would see had it come alone. None
+        where this cannot be done in one pass."""
+        ...
+
+
 @dataclass(frozen=True)
 class Blocks:
     """The keys and values of rows of one length in one layer."""

@@ -21,7 +21,7 @@ from transformers.cache_utils import (
 
 from thrifty.errors import ModelError, SettingError
 from thrifty.kv import attention
-from thrifty.kv.blocks import Blocks, Codec, encode, next_closing
+from thrifty.kv.blocks import Blocks, ChunkCodec, Codec, encode, next_closing
 
 Prefill = Literal["exact", "coded"]
 RECORDED_TOKENS = 128
@@ -248,6 +248,10 @@ class CompressedLayer(CacheLayerMixin):
             mixed = self._attend_exact(blocks, q, k, v, scale)
             held_back = RECORDED_TOKENS if self.record_past else 0
             return blocks.append(k, v, self.codec).close(self.codec, held_back), mixed
+        if new > 1 and isinstance(self.codec, ChunkCodec):
+            done = self.codec.attend_chunk(q, blocks, k, v, scale)
+            if done is not None:
+                return done
         pieces, first = [], 0
         while first < new:
             span = next_closing(self.codec, blocks.num_tokens, blocks.num_tokens + new - first) - blocks.num_tokens
@@ -257,12 +261,12 @@ class CompressedLayer(CacheLayerMixin):
             first += span
         return blocks, torch.cat(pieces, 2)
 
-    def _attend_exact(self, blocks: Blocks, q: Tensor, k: Tensor, v: Tensor, scale: float, piece: int = 256) -> Tensor:
+    def _attend_exact(self, blocks: Blocks, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
         """Attend from a whole chunk whose own tokens are not coded yet."""
         if not blocks.num_tokens:
             attend = torch.nn.functional.scaled_dot_product_attention
             return attend(q, k, v, is_causal=k.shape[2] > 1, scale=scale, enable_gqa=True)
-        pieces = []
+        pieces, piece = [], 256 if q.device.type == "cpu" else 2048  # tokens, for the memory that a codec may take
         for first in range(0, k.shape[2], piece):
             last = min(first + piece, k.shape[2])
             seen = blocks.append(k[:, :, :last], v[:, :, :last], self.codec)

@@ -16,7 +16,12 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("model")
-@click.option("--codec", default="hack", show_default=True, help="How keys and values are held; see thrifty methods.")
+@click.option(
+    "--codec",
+    default="hack",
+    show_default=True,
+    help="How keys and values are held: a codec or a preset; see thrifty methods.",
+)
 @click.option("--method", default="uniform", show_default=True, help="Who chooses the bits of each layer.")
 @click.option("--keep", help="Budget: a share of the bf16 cache (30%) or bytes per token (7000).")
 @click.option("--set", "pairs", multiple=True, metavar="FIELD=VALUE", help="A setting of the codec or the method.")
@@ -59,19 +64,20 @@ def _kv_choices(codec_name: str, method_name: str, texts: tuple[str, ...]) -> tu
     import dataclasses
 
     from thrifty import catalogue, settings
+    from thrifty.kv import presets
 
-    codec, method = catalogue.find("kv", codec_name, "codecs"), catalogue.find("kv", method_name)
+    method = catalogue.find("kv", method_name)
     pairs = console.pairs_of(texts)
     of_method = {field.name for field in dataclasses.fields(method)}
     for_method = {name: text for name, text in pairs.items() if name in of_method}
     for_codec = {name: text for name, text in pairs.items() if name not in of_method}
     try:
-        chosen = settings.read(codec, for_codec)
+        codec = presets.codec_of(codec_name, for_codec)
     except SettingError as error:
         if of_method and "has no setting" in str(error):
             raise SettingError(f"{error}; {method.__name__} has {', '.join(sorted(of_method))}") from None
         raise
-    return codec(**chosen), method(**settings.read(method, for_method))
+    return codec, method(**settings.read(method, for_method))
 
 
 def _also(text: str, method_name: str) -> tuple[str, Any, Any]:

@@ -6,6 +6,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 
+def sixteen_bits(dtype: str, model_dtype: torch.dtype) -> torch.dtype:
+    """The dtype called `dtype`; for `auto` the model's own where it has 16 bits, else bfloat16."""
+    if dtype == "auto":
+        return model_dtype if model_dtype.itemsize == 2 else torch.bfloat16
+    return getattr(torch, dtype)
+
+
 def stack_queries(
     q: Float[Tensor, "rows q_heads queries d"], kv_heads: int
 ) -> Float[Tensor, "rows kv_heads stacked d"]:

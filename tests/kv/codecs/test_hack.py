@@ -216,3 +216,15 @@ def test_the_kernel_and_the_reference_agree_on_rotated_codes() -> None:
     q = torch.randn(1, 4, 1, 64)
     slow = replace(codec, kernel="reference").attend(q, blocks, 0.125)
     torch.testing.assert_close(codec.attend(q, blocks, 0.125), slow, atol=1e-3, rtol=1e-2)
+
+
+@pytest.mark.parametrize("rotation", ["none", "all"])
+def test_smoothing_keys_would_change_nothing(rotation: str) -> None:
+    """What a channel of keys has in common is in the low of its block already, so taking a mean off first (key
+    smoothing) moves lows and leaves the codes."""
+    codec, mean = Hack(rotation=rotation, dtype="float16"), torch.randint(-8, 9, (64,)).float()
+    k = torch.randint(-64, 65, (1, 2, 64, 64)).float() / 16  # exact in float16, so that lows move without rounding
+    shifted, plain = codec.encode_k(k + mean, 4), codec.encode_k(k, 4)
+    same = (shifted["codes"] == plain["codes"]).float().mean()
+    assert same == 1 if rotation == "none" else same > 0.99
+    assert not torch.equal(shifted["low"], plain["low"])

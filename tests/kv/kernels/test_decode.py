@@ -1,107 +1,130 @@
-"""The kernel in Triton equals attention on restored keys and values, on a GPU and in Triton's interpreter.
+"""The decode kernel in Triton equals attention on restored keys and values, on a GPU and in Triton's interpreter.
 
 On a CPU with Triton installed, `TRITON_INTERPRET=1 pytest tests/kv/kernels` runs it; the numbers are the same but for
 rounding.
 """
 
-import os
+from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
-from thrifty.kv.blocks import Blocks, encode, restore
+from thrifty.kv.blocks import encode
 from thrifty.kv.codecs.hack import Hack
-
-HAS_GPU = torch.cuda.is_available()
-if not HAS_GPU and os.environ.get("TRITON_INTERPRET") != "1":
-    pytest.skip("no GPU and no TRITON_INTERPRET=1: the GPU kernel is NOT tested here", allow_module_level=True)
-decode = pytest.importorskip("thrifty.kv.kernels.decode", reason="no Triton: the GPU kernel is NOT tested here")
-
-needs_gpu = pytest.mark.skipif(not HAS_GPU, reason="no GPU: the kernel as compiled is NOT tested here")
-DEVICE = "cuda" if HAS_GPU else "cpu"
+from thrifty.kv.pages import Pages
 
 
-def exact(codec: Hack, q: Tensor, blocks: Blocks) -> Tensor:
-    """Attention in float64 on restored keys and values."""
-    k, v = (x.double().repeat_interleave(q.shape[1] // x.shape[1], 1) for x in restore(codec, blocks))
-    return ((q.double() @ k.mT) * q.shape[-1] ** -0.5).softmax(-1) @ v
+def decode_module() -> Any:
+    import importlib
 
-
-def error(found: Tensor, wanted: Tensor) -> float:
-    return float((found.double() - wanted.double()).norm() / wanted.double().norm())
-
-
-def sample(rows: int, heads: int, shared: int, tokens: int, dim: int, dtype: torch.dtype) -> tuple[Tensor, ...]:
-    k, v = torch.randn(2, rows, heads, tokens, dim, device=DEVICE)
-    q = torch.randn(rows, heads * shared, 1, dim, device=DEVICE)
-    return q.to(dtype), (k + 2 * torch.randn(dim, device=DEVICE)).to(dtype), v.to(dtype)
+    return importlib.import_module("thrifty.kv.kernels.decode")
 
 
 def check(
-    k_bits: int = 2, v_bits: int = 2, rows: int = 1, heads: int = 2, shared: int = 4, tokens: int = 333, dim: int = 128,
-    partition: int = 64, dtype: torch.dtype = torch.bfloat16, per_sm: int = 8,
+    kernels: Any, k_bits: int = 2, v_bits: int = 2, rows: int = 1, heads: int = 2, shared: int = 4, tokens: int = 333,
+    dim: int = 128, partition: int = 64, dtype: torch.dtype = torch.bfloat16, per_sm: int = 12,
 ) -> None:  # fmt: skip
     codec = Hack(k_bits=k_bits, v_bits=v_bits, partition=partition, qp_bits="exact")
-    q, k, v = sample(rows, heads, shared, tokens, dim, dtype)
-    blocks, group = encode(codec, k, v), codec._group(dim)
-    assert decode.suits(q, blocks, k_bits, v_bits, group)
-    found = decode.launch(q, blocks, k_bits, v_bits, group, dim**-0.5, assembly=HAS_GPU, per_sm=per_sm)
+    q, k, v = kernels.sample(rows, heads, shared, tokens, dim, dtype)
+    blocks = encode(codec, k, v)
+    tuning = decode_module().Tuning(per_multiprocessor=per_sm, assembly=kernels.has_gpu)
+    found = decode_module().attend(q, blocks, k_bits, v_bits, codec._group(dim), dim**-0.5, tuning)
     assert found.shape == q.shape
     assert found.dtype == q.dtype
-    assert error(found, exact(codec, q, blocks)) < (5e-3 if dtype == torch.bfloat16 else 1e-3)
+    assert kernels.error(found, kernels.exact(codec, q, blocks)) < (5e-3 if dtype == torch.bfloat16 else 1e-3)
 
 
 @pytest.mark.parametrize("k_bits", [2, 4, 8])
 @pytest.mark.parametrize("v_bits", [2, 4, 8])
-def test_kernel_equals_attention_on_restored_blocks_at_all_bits(k_bits: int, v_bits: int) -> None:
-    check(k_bits, v_bits)
+def test_kernel_equals_attention_on_restored_blocks_at_all_bits(kernels: Any, k_bits: int, v_bits: int) -> None:
+    check(kernels, k_bits, v_bits, tokens=200)
 
 
 @pytest.mark.parametrize("shared", [1, 3, 4, 8, 16])
-def test_kernel_equals_attention_for_any_number_of_query_heads_of_a_key_head(shared: int) -> None:
-    check(shared=shared, tokens=200)
+def test_kernel_equals_attention_for_any_number_of_query_heads_of_a_key_head(kernels: Any, shared: int) -> None:
+    check(kernels, shared=shared, tokens=200)
 
 
 @pytest.mark.parametrize(("partition", "bits"), [(32, 4), (128, 2)])
-def test_kernel_equals_attention_for_other_partitions(partition: int, bits: int) -> None:
-    check(bits, bits, partition=partition, tokens=700)
+def test_kernel_equals_attention_for_other_partitions(kernels: Any, partition: int, bits: int) -> None:
+    check(kernels, bits, bits, partition=partition, tokens=700, heads=1)
 
 
-def test_kernel_equals_attention_for_heads_of_64_channels() -> None:
-    check(4, 4, dim=64, shared=3)
-    check(4, 2, dim=64, shared=3)
+@pytest.mark.parametrize("bits", [2, 4])
+def test_kernel_equals_attention_for_heads_of_64_channels(kernels: Any, bits: int) -> None:
+    check(kernels, bits, bits, dim=64, shared=3)
 
 
-@pytest.mark.parametrize("tokens", [69, 132, 133, 1500])
-def test_kernel_equals_attention_wherever_the_last_block_ends(tokens: int) -> None:
-    check(rows=2, heads=1, tokens=tokens)
+def test_kernel_equals_attention_for_heads_of_256_channels(kernels: Any) -> None:
+    check(kernels, 4, 2, dim=256, shared=2, tokens=200)
 
 
-def test_kernel_joins_many_splits() -> None:
-    check(heads=1, tokens=1500, per_sm=8 if HAS_GPU else 5)
+@pytest.mark.parametrize("tokens", [69, 132, 133, 700])
+def test_kernel_equals_attention_wherever_the_last_block_ends(kernels: Any, tokens: int) -> None:
+    check(kernels, rows=2, heads=1, tokens=tokens)
 
 
-def test_kernel_is_exact_enough_in_float16() -> None:
-    check(dtype=torch.float16)
+def test_kernel_joins_many_splits(kernels: Any) -> None:
+    check(kernels, heads=1, tokens=1500, per_sm=12 if kernels.has_gpu else 5)
 
 
-def test_what_the_kernel_cannot_do_is_left_to_the_reference() -> None:
-    codec = Hack(qp_bits="exact")
-    q, k, v = sample(1, 2, 4, 333, 128, torch.bfloat16)
-    assert decode.attend(q, encode(codec, k[:, :, :20], v[:, :, :20]), 2, 2, 64, 1.0) is None
-    assert decode.attend(q.repeat(1, 1, 2, 1), encode(codec, k, v), 2, 2, 64, 1.0) is None
-    assert decode.attend(q, encode(Hack(qp_bits="exact", v_bits=3), k, v), 2, 3, 64, 1.0) is None
+def test_kernel_is_exact_enough_in_float16(kernels: Any) -> None:
+    check(kernels, dtype=torch.float16)
+
+
+def test_rows_of_any_lengths_attend_through_a_table_of_pages(kernels: Any) -> None:
+    codec = Hack(k_bits=4, qp_bits="exact")
+    rows = [encode(codec, *kernels.sample(1, 2, 1, length, 128, torch.bfloat16)[1:]) for length in (333, 70, 10, 197)]
+    q = torch.randn(4, 8, 1, 128, device=kernels.device).bfloat16()
+    tuning = decode_module().Tuning(assembly=kernels.has_gpu)
+    found = decode_module().attend_pages(q, Pages.of(rows, 2), 4, 2, 64, 128**-0.5, tuning)
+    for index, row in enumerate(rows):
+        one = slice(index, index + 1)
+        assert kernels.error(found[one], kernels.exact(codec, q[one], row)) < 5e-3
 
 
 @pytest.mark.gpu
-@needs_gpu
-def test_codec_uses_the_kernel_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    codec, called = Hack(qp_bits="exact"), []
-    launch = decode.launch
-    monkeypatch.setattr(decode, "launch", lambda *given: called.append(1) or launch(*given))
-    q, k, v = sample(2, 8, 4, 9000, 128, torch.bfloat16)
+@pytest.mark.parametrize("settings", [{}, {"qp_bits": "exact"}, {"fit": "unbiased", "rotation": "all"}])
+def test_codec_uses_the_kernel_on_a_gpu(gpu: Any, monkeypatch: pytest.MonkeyPatch, settings: dict) -> None:
+    codec, called, decode = Hack(**settings), [], decode_module()
+    attend = decode.attend
+    monkeypatch.setattr(decode, "attend", lambda *given: called.append(1) or attend(*given))
+    q, k, v = gpu.sample(2, 8, 4, 9000, 128, torch.bfloat16)
     blocks = encode(codec, k, v)
     found = codec.attend(q, blocks, 128**-0.5)
     assert called
-    assert error(found, exact(codec, q, blocks)) < 5e-3
+    assert gpu.error(found, gpu.exact(codec, q, blocks)) < 1e-2
+
+
+@pytest.mark.gpu
+def test_a_captured_step_follows_what_is_changed_in_place(gpu: Any) -> None:
+    codec, decode = Hack(qp_bits="exact"), decode_module()
+    rows = [encode(codec, *gpu.sample(1, 2, 1, length, 128, torch.bfloat16)[1:]) for length in (333, 700)]
+    pages, q = Pages.of(rows), gpu.sample(2, 2, 4, 1, 128, torch.bfloat16)[0]
+    decode.attend_pages(q, pages, 2, 2, 64, 128**-0.5)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        found = decode.attend_pages(q, pages, 2, 2, 64, 128**-0.5)
+    graph.replay()
+    before = found.clone()
+    pages.lengths[1] -= torch.tensor([0, 3, 7], dtype=torch.int32, device="cuda")  # three blocks and seven tokens less
+    q.copy_(torch.randn_like(q))
+    graph.replay()
+    assert not torch.equal(found, before)
+    for index in range(2):
+        one = slice(index, index + 1)
+        assert gpu.error(found[one], gpu.exact(codec, q[one], pages.row(index))) < 5e-3
+
+
+@pytest.mark.gpu
+def test_attention_of_a_codec_can_be_captured(gpu: Any) -> None:
+    codec = Hack()
+    q, k, v = gpu.sample(1, 8, 4, 3000, 128, torch.bfloat16)
+    blocks = encode(codec, k, v)
+    codec.attend(q, blocks, 128**-0.5)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        found = codec.attend(q, blocks, 128**-0.5)
+    q.copy_(torch.randn_like(q))
+    graph.replay()
+    assert gpu.error(found, gpu.exact(codec, q, blocks)) < 1e-2

@@ -18,7 +18,7 @@ from torch import Tensor
 from thrifty import settings
 from thrifty.errors import SettingError
 from thrifty.kv import consistent, dense, homomorphic, native_kernel
-from thrifty.kv.blocks import Blocks, Coded, HeadShape, Side
+from thrifty.kv.blocks import Blocks, Coded, HeadShape, Side, encode
 from thrifty.kv.quantise import pack, position_noise, quantise, quantise_unbiased, unpack
 from thrifty.kv.rotation import rotate
 
@@ -35,8 +35,9 @@ class Hack:
     published; `exact` leaves them in float32. `summation_elimination=False` stores no sums and adds the codes up at
     each call. `None` stands for what the layout was published with, but for `weights`: 8-bit weights of layout atc
     are `consistent` (see `thrifty.kv.consistent`) unless `published` is asked for, whose error grows with the length.
-    For these, one new token on a CPU is computed by the kernel in C++ where it can run, and for `exact` one on a GPU
-    by the kernel in Triton, unless `kernel` is `reference`. The error of a restored value is at most half a scale
+    For these, one new token on a CPU is computed by the kernel in C++ where it can run; on a GPU kernels in Triton take
+    one new token or a whole chunk, with queries and weights in 16 bits whatever `qp_bits` says, unless `kernel` is
+    `reference`. The error of a restored value is at most half a scale
     (one scale when stochastic) plus the rounding of low and scale to `dtype`.
 
     Two settings are beyond the papers and cost no byte. `fit=unbiased` shrinks the range of a group and chooses scale
@@ -90,9 +91,7 @@ class Hack:
 
     def dense_dtype(self, model_dtype: torch.dtype) -> torch.dtype:
         """`dtype`; with auto the model's own where it has 16 bits, else bfloat16."""
-        if self.dtype == "auto":
-            return model_dtype if model_dtype.itemsize == 2 else torch.bfloat16
-        return getattr(torch, self.dtype)
+        return dense.sixteen_bits(self.dtype, model_dtype)
 
     def check(self, head_dim: int) -> None:
         """Heads must split into channel groups of a multiple of 16."""
@@ -146,14 +145,46 @@ class Hack:
         return dense.unstack_queries(mixed, q)
 
     def _attend_fast(self, q: Tensor, blocks: Blocks, scale: float) -> Tensor | None:
+        """By a kernel in C++ or in Triton; None where none can do it."""
         group = self._group(q.shape[-1])
-        if self._is_consistent:
-            return native_kernel.attend(q, blocks, self.k_bits, self.v_bits, group, scale)
-        if self.layout == "atc" and self.qp_bits == "exact" and q.is_cuda and find_spec("triton"):
-            from thrifty.kv.kernels import decode  # triton comes with PyTorch for GPUs only
+        if not q.is_cuda:
+            suits = self._is_consistent
+            return native_kernel.attend(q, blocks, self.k_bits, self.v_bits, group, scale) if suits else None
+        if not self._suits_triton(q, blocks) or q.shape[2] > max(1, blocks.k.open.shape[2]):
+            return None
+        from thrifty.kv.kernels import decode, prefill
 
-            return decode.attend(q, blocks, self.k_bits, self.v_bits, group, scale)
-        return None
+        if q.shape[2] > 1:
+            return prefill.attend(q, blocks, blocks.num_tokens, self.k_bits, self.v_bits, group, scale)
+        return decode.attend(q, blocks, self.k_bits, self.v_bits, group, scale)
+
+    def attend_chunk(
+        self, q: Float[Tensor, "rows q_heads new d"], past: Blocks, k: Tensor, v: Tensor, scale: float
+    ) -> tuple[Blocks, Tensor] | None:
+        """Append `k` and `v` to `past`, and attend from each new token on what it would see had it come alone, in one
+        pass. None where only one block at a time can be treated."""
+        if self.kernel != "auto" or not q.is_cuda:
+            return None
+        seen, after = past.append(k, v, self), encode(self, k, v, past)
+        held = Blocks(replace(seen.k, closed=after.k.closed), replace(seen.v, closed=after.v.closed))
+        held = Blocks(self._turn_dense(held.k, "k"), self._turn_dense(held.v, "v"))
+        if not self._suits_triton(q, held):
+            return None
+        from thrifty.kv.kernels import prefill
+
+        group = self._group(q.shape[-1])
+        turned = self._turn(q, "k").to(q.dtype)
+        mixed = prefill.attend(turned, held, after.num_tokens, self.k_bits, self.v_bits, group, scale)
+        return after, self._turn(mixed, "v").to(q.dtype)
+
+    def _suits_triton(self, q: Tensor, blocks: Blocks) -> bool:
+        if self.layout != "atc" or self.rounding != "nearest" or not find_spec("triton"):
+            return False
+        if not (self._is_consistent or self.qp_bits == "exact"):
+            return False
+        from thrifty.kv.kernels import shapes  # triton comes with PyTorch for GPUs only
+
+        return shapes.suit(q, blocks, self.k_bits, self.v_bits, self._group(q.shape[-1]))
 
     def bytes_per_token(self, shape: HeadShape, num_tokens: int) -> float:
         """Codes, scale and low in 16 bits, sums, sinks and open block."""
@@ -173,8 +204,8 @@ class Hack:
         return rotate(x) if self.rotation == "all" or (side == "v" and self.rotation == "values") else x
 
     def _turn_dense(self, held: Side, side: str) -> Side:
-        # The kernel, which 8-bit weights allow, reads one dtype only: that of scale and low.
-        dtype = held.open.dtype if self._is_consistent else torch.float32
+        # The kernels read one dtype only: that of scale and low.
+        dtype = held.open.dtype if self._is_consistent or held.open.is_cuda else torch.float32
         sinks, opened = (self._turn(x, side).to(dtype) for x in (held.sinks, held.open))
         return replace(held, sinks=sinks, open=opened)
 

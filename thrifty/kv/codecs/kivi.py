@@ -49,9 +49,7 @@ class Kivi:
 
     def dense_dtype(self, model_dtype: torch.dtype) -> torch.dtype:
         """`dtype`; with auto the model's own where it has 16 bits, else bfloat16."""
-        if self.dtype == "auto":
-            return model_dtype if model_dtype.itemsize == 2 else torch.bfloat16
-        return getattr(torch, self.dtype)
+        return dense.sixteen_bits(self.dtype, model_dtype)
 
     def check(self, head_dim: int) -> None:
         """Heads must split into channel groups."""

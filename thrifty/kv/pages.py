@@ -1,0 +1,89 @@
+"""Closed blocks of rows of any lengths in one pool of pages, one block a page, found through a table.
+
+A server hands pages out and takes them back; sinks and open block of a row, in 16 bits, have places of their own. All
+that changes from step to step is in tensors, so a step can be captured in a graph and replayed.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from thrifty.errors import SettingError
+from thrifty.kv.blocks import Blocks, Coded, Side
+
+
+@dataclass(frozen=True)
+class Pages:
+    """Rows of a batch. `k` and `v` hold codes, scale and low as [pages, heads, ...]; block b of row r is page
+    `table[r, b]`; `lengths` are sinks, closed blocks and open tokens of each row."""
+
+    unit: int
+    k: dict[str, Tensor]
+    v: dict[str, Tensor]
+    table: Int[Tensor, "rows most"]
+    lengths: Int[Tensor, "rows 3"]
+    sink_k: Float[Tensor, "rows heads sinks d"]
+    sink_v: Float[Tensor, "rows heads sinks d"]
+    open_k: Float[Tensor, "rows heads open d"]
+    open_v: Float[Tensor, "rows heads open d"]
+
+    @staticmethod
+    def of(rows: list[Blocks], spare: int = 0) -> "Pages":
+        """Put single rows into pages, in an order that mixes them; `spare` further pages stay free. Raises
+        `SettingError` for a row that holds more than one, or that holds keys and values in different blocks."""
+        for row in rows:
+            if row.num_rows != 1 or row.k.lengths != row.v.lengths:
+                raise SettingError(f"pages are made of single rows with keys and values alike, not of {row.k.lengths}")
+        if all(row.k.closed is None for row in rows):
+            raise SettingError("no row has a closed block yet; pages hold closed blocks")
+        counts = [row.k.closed["codes"].shape[2] if row.k.closed else 0 for row in rows]
+        owners = [(row, block) for block in range(max(counts)) for row in range(len(rows)) if block < counts[row]]
+        table = torch.zeros(len(rows), max(counts) + spare, dtype=torch.int32)
+        for page, (row, block) in enumerate(owners):
+            table[row, block] = page
+        device = rows[0].k.open.device
+        lengths = [(row.k.lengths[0], count, row.k.lengths[2]) for row, count in zip(rows, counts, strict=True)]
+        sides = [[row.k for row in rows], [row.v for row in rows]]
+        k, v = (_pool(side, owners, spare) for side in sides)
+        unit = next(row.k.closed.unit for row in rows if row.k.closed)
+        sinks = [_dense([one.sinks for one in side], 0) for side in sides]
+        opened = [_dense([one.open for one in side], unit) for side in sides]
+        lengths = torch.tensor(lengths, dtype=torch.int32, device=device)
+        return Pages(unit, k, v, table.to(device), lengths, *sinks, *opened)
+
+    def row(self, index: int) -> Blocks:
+        """What a row holds, in one piece."""
+        sinks, blocks, opened = self.lengths[index].tolist()
+        pages = self.table[index, :blocks].long()
+        closed = [
+            Coded(self.unit, {name: tensor[pages].transpose(0, 1)[None] for name, tensor in side.items()})
+            for side in (self.k, self.v)
+        ]
+        one = slice(index, index + 1)
+        return Blocks(
+            Side(self.sink_k[one, :, :sinks], closed[0] if blocks else None, self.open_k[one, :, :opened]),
+            Side(self.sink_v[one, :, :sinks], closed[1] if blocks else None, self.open_v[one, :, :opened]),
+        )
+
+
+def _pool(sides: list[Side], owners: list[tuple[int, int]], spare: int) -> dict[str, Tensor]:
+    some = next(side.closed for side in sides if side.closed)
+    pool = {}
+    for name in ("codes", "scale", "low"):
+        shape = (len(owners) + spare, some[name].shape[1], *some[name].shape[3:])
+        pool[name] = torch.zeros(shape, dtype=some[name].dtype, device=some[name].device)
+        for page, (row, block) in enumerate(owners):
+            closed = sides[row].closed
+            assert closed is not None
+            pool[name][page] = closed[name][0, :, block]
+    return pool
+
+
+def _dense(parts: list[Tensor], room: int) -> Tensor:
+    room = max(room, *(part.shape[2] for part in parts))
+    held = parts[0].new_zeros(len(parts), parts[0].shape[1], room, parts[0].shape[3])
+    for row, part in enumerate(parts):
+        held[row, :, : part.shape[2]] = part[0]
+    return held
