@@ -6,13 +6,12 @@ from dataclasses import replace
 
 import numpy as np
 
-from thrifty import data
+from thrifty import catalogue, data
 from thrifty.graph import known
 from thrifty.graph.audit import audit
 from thrifty.graph.curriculum import difficulty
 from thrifty.graph.evaluate import Entry, evaluate, report
 from thrifty.graph.model import SignModel
-from thrifty.graph.scorers.triads import Triads
 from thrifty.graph.signed import SignedGraph
 from thrifty.graph.split import splits
 from thrifty.plots import Plot, Series
@@ -26,14 +25,15 @@ _BINS = 10
 def run(command: str, track: Track, say: Callable[[str], None]) -> Report:
     """Evaluate the default scorer on Bitcoin-Alpha, or on a synthetic graph where that is not on this machine."""
     start = time.perf_counter()
+    triads = catalogue.find("graph", "triads", "scorers")
     origin = "bitcoin-alpha" if data.is_here("bitcoin-alpha") else None
     read = known.load(origin)
     say(f"signed graph: {read.notes[0]}")
     how = "sga" if origin and data.is_here("sga-splits") else "random"
     found = splits(read.graph, how, 5, 0, origin)
     say("the first time, the counting kernels are compiled, which takes some seconds")
-    rows = evaluate(read.graph, [Entry(Triads(reach=2)), Entry(Triads())], found, 1, track)
-    model = SignModel.fit(read.graph, Triads())
+    rows = evaluate(read.graph, [Entry(triads(reach=2)), Entry(triads())], found, 1, track)
+    model = SignModel.fit(read.graph, triads())
     notes = [*read.notes[:1], f"difficulty: {_told(read.graph)}"]
     told = report(f"Who is trusted: signs of {read.origin}", rows, notes, provenance(command, 0))
     return replace(
