@@ -14,7 +14,7 @@ from jaxtyping import Bool, Float64, Int8, Int64
 from numba import njit
 
 from thrifty.errors import SettingError
-from thrifty.graph.neighbours import NOTHING, Neighbours
+from thrifty.graph.neighbours import NOTHING, Neighbours, seek
 from thrifty.graph.paths import two_paths
 from thrifty.graph.signed import Nodes, SignedGraph
 
