@@ -15,7 +15,7 @@ from thrifty.graph.methods.sga import Sga
 from thrifty.graph.scorers.sgcn import Sgcn
 from thrifty.graph.scorers.triads import Triads
 from thrifty.graph.signed import SignedGraph
-from thrifty.graph.split import splits
+from thrifty.graph.split import slices, splits
 
 TRIADS = Triads(reach=2)
 SHORT = Sgcn(epochs=5, dim=8)
@@ -130,6 +130,11 @@ def test_the_metrics_are_those_of_a_model_fitted_by_hand(planted: SignedGraph) -
     found = metrics.measure(model.probability(test.source, test.target), test.sign, model.threshold)
     assert {name: row[name] for name in metrics.NAMES} == found
     assert row["runs"][0]["threshold"] == model.threshold
+    for name, part in slices(planted, split).items():
+        of_part = metrics.measure(model.probability(test.source, test.target)[part], test.sign[part], model.threshold)
+        assert [row["slices"][name][metric] for metric in metrics.NAMES] == pytest.approx(
+            list(of_part.values()), nan_ok=True
+        )
 
 
 def test_the_same_seed_gives_the_same_numbers(graph: SignedGraph) -> None:
