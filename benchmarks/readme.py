@@ -1,4 +1,4 @@
-"""Write the tables of the README from results/*.jsonl.
+"""Write the tables of the README and of docs/ from results/*.jsonl.
 
 .venv/bin/python benchmarks/readme.py [--check]
 """
@@ -8,6 +8,9 @@ import json
 import sys
 from pathlib import Path
 from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+import graph_tables
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -137,35 +140,44 @@ def generate(rows: list[dict[str, Any]]) -> str:
 
 
 TABLES = {
-    "kv.jsonl": quality,
-    "kv_quality.jsonl": beyond,
-    "kv_cpu.jsonl": speed,
-    "kv_gpu.jsonl": gpu,
-    "kv_generate.jsonl": generate,
+    "README.md": {
+        "graph_sga.jsonl": graph_tables.scorers,
+        "graph_peers.jsonl": graph_tables.peers,
+        "kv.jsonl": quality,
+        "kv_quality.jsonl": beyond,
+        "kv_cpu.jsonl": speed,
+        "kv_gpu.jsonl": gpu,
+        "kv_generate.jsonl": generate,
+    },
+    "docs/graph.md": {"graph_sga.jsonl": graph_tables.sga},
 }
+"""Which file shows which results, and how."""
 
 
-def written(readme: str) -> str:
-    """The README with its tables made anew."""
-    for name, table in TABLES.items():
-        if not (ROOT / "results" / name).is_file():
+def written(page: str, name: str) -> str:
+    """The text `page` of the file `name` with its tables made anew."""
+    for results, table in TABLES[name].items():
+        if not (ROOT / "results" / results).is_file():
             continue  # not measured yet
-        rows = [json.loads(line) for line in (ROOT / "results" / name).read_text().splitlines()]
-        begin, end = f"<!-- results/{name}: written by benchmarks/readme.py -->\n", "<!-- end -->"
-        before, _, rest = readme.partition(begin)
-        readme = before + begin + table(rows) + "\n" + end + rest.partition(end)[2]
-    return readme
+        rows = [json.loads(line) for line in (ROOT / "results" / results).read_text().splitlines()]
+        begin, end = f"<!-- results/{results}: written by benchmarks/readme.py -->\n", "<!-- end -->"
+        before, _, rest = page.partition(begin)
+        page = before + begin + table(rows) + "\n" + end + rest.partition(end)[2]
+    return page
 
 
 def main() -> None:
-    """Write, or with --check only tell whether the README is as it should be."""
+    """Write, or with --check only tell whether the pages are as they should be."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--check", action="store_true")
-    path = ROOT / "README.md"
-    new = written(path.read_text())
-    if parser.parse_args().check:
-        sys.exit(new != path.read_text())
-    path.write_text(new)
+    is_check = parser.parse_args().check
+    for name in TABLES:
+        path = ROOT / name
+        old = path.read_text()
+        new = written(old, name)
+        if is_check and new != old:
+            sys.exit(f"{name} is not as results/ says")
+        path.write_text(new)
 
 
 if __name__ == "__main__":

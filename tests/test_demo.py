@@ -1,34 +1,28 @@
-"""The demo: what it compares exists, fits the time, and never overwrites."""
+"""The demo: every part runs, its rows are joined, and an earlier one is never overwritten."""
 
-import dataclasses
+import importlib
 from pathlib import Path
 
-import pytest
-
-from thrifty import catalogue, demo
-from thrifty.progress import silent
+from thrifty import demo
+from thrifty.report import Report
 
 
-def test_every_entry_of_the_demo_can_be_made() -> None:
-    for name, chosen in demo.ENTRIES:
-        catalogue.find("kv", name, "codecs")(**chosen)
+def test_every_part_has_a_demo() -> None:
+    for part in demo.PARTS:
+        assert callable(importlib.import_module(f"thrifty.{part}.demo").run)
+
+
+def test_the_rows_of_all_parts_are_joined() -> None:
+    parts = {
+        name: Report(name, name, [{"label": name}], [], provenance={"seconds": 1.5, "command": "thrifty demo"})
+        for name in demo.PARTS
+    }
+    whole = demo.joined(parts)
+    assert [row["part"] for row in whole.rows] == list(demo.PARTS)
+    assert whole.provenance["seconds"] == 3.0
 
 
 def test_the_demo_never_overwrites_an_earlier_one(tmp_path: Path) -> None:
     assert demo.free_folder(tmp_path).name == "thrifty-demo"
     (tmp_path / "thrifty-demo").mkdir()
     assert demo.free_folder(tmp_path).name == "thrifty-demo-2"
-
-
-@pytest.mark.slow
-def test_the_demo_chats_compares_and_reports(monkeypatch: pytest.MonkeyPatch) -> None:
-    short = dataclasses.replace(
-        demo.PROTOCOL, windows=1, window=160, passkey_tokens=(), speed_tokens=1, contexts=(512,)
-    )
-    monkeypatch.setattr(demo, "PROTOCOL", short)
-    said: list[str] = []
-    report = demo.run("thrifty demo", silent, said.append)
-    assert len(report.rows) == 1 + len(demo.ENTRIES)
-    assert all("blue" in answer for answer in report.exchanges[0].answers.values())
-    assert "sky" in " ".join(said)
-    assert "In conversation" in report.page()

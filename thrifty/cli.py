@@ -51,17 +51,26 @@ def main(arguments: list[str] | None = None) -> None:
 
 @cli.command()
 @click.option("--out", type=click.Path(path_type=Path), help="Folder of the report page. Default: thrifty-demo.")
+@click.option("--part", type=click.Choice(["all", "kv", "graph"]), default="all", show_default=True)
 @console.OVERWRITE
 @console.JSON
-def demo(out: Path | None, overwrite: bool, json_file: Path | None) -> None:
-    """See what thrifty does on a real model, in a few minutes on two cores."""
+def demo(out: Path | None, part: str, overwrite: bool, json_file: Path | None) -> None:
+    """See what thrifty does on a real model and a real graph, in a few minutes on two cores.
+
+    Each part writes a page into a folder of its name; --json holds the rows of all parts.
+    """
     from thrifty import demo as show
 
     console.check_outputs(json_file, out, overwrite)
-    with progress.shown() as track:
-        report = show.run(console.command(), track, lambda line: click.echo(line, err=True))
-    report.print()
-    console.write(report, json_file, out or show.free_folder(Path.cwd()), overwrite)
+    folder = out or show.free_folder(Path.cwd())
+    reports = {}
+    for name in show.PARTS if part == "all" else (part,):
+        with progress.shown() as track:
+            reports[name] = show.run(name, console.command(), track, lambda line: click.echo(line, err=True))
+        reports[name].print()
+        console.write(reports[name], None, folder / name, overwrite)
+    if json_file is not None:
+        show.joined(reports).save_json(json_file)
 
 
 @cli.command()

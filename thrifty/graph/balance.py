@@ -14,7 +14,7 @@ from jaxtyping import Bool, Float64, Int8, Int64
 from numba import njit
 
 from thrifty.errors import SettingError
-from thrifty.graph.neighbours import NOTHING, Neighbours
+from thrifty.graph.neighbours import NOTHING, Neighbours, seek
 from thrifty.graph.paths import two_paths
 from thrifty.graph.signed import Nodes, SignedGraph
 
@@ -97,23 +97,9 @@ def _sides(relation):
 
 @njit(cache=True, nogil=True)
 @no_type_check
-def _seek(start, node, u, v):
-    """Where v stands among the neighbours of u; -1 where it does not."""
-    low, high = start[u], start[u + 1]
-    while low < high:
-        middle = (low + high) // 2
-        if node[middle] < v:
-            low = middle + 1
-        else:
-            high = middle
-    return low if low < start[u + 1] and node[low] == v else -1
-
-
-@njit(cache=True, nogil=True)
-@no_type_check
 def _places(start, node, source, target, place):
     for pair in range(len(source)):
-        place[pair] = _seek(start, node, source[pair], target[pair])
+        place[pair] = seek(start, node, source[pair], target[pair])
 
 
 @njit(cache=True, nogil=True)
@@ -138,7 +124,7 @@ def _triangles(start, node, relation, totals):
 @njit(cache=True, nogil=True)
 @no_type_check
 def _set(start, node, relation, signed, weighted, u, v, sign):
-    here, there = _seek(start, node, u, v), _seek(start, node, v, u)
+    here, there = seek(start, node, u, v), seek(start, node, v, u)
     if here < 0:
         return False
     sign_before, ways_before = _sides(relation[here])
@@ -150,16 +136,16 @@ def _set(start, node, relation, signed, weighted, u, v, sign):
         u, v = v, u
     for i in range(start[u], start[u + 1]):
         w = node[i]
-        j = _seek(start, node, v, w)
+        j = seek(start, node, v, w)
         if j < 0 or w == v:
             continue
         sign_u, ways_u = _sides(relation[i])
         sign_v, ways_v = _sides(relation[j])
         for place, other_sign, other_ways in (
             (i, sign_v, ways_v),
-            (_seek(start, node, w, u), sign_v, ways_v),
+            (seek(start, node, w, u), sign_v, ways_v),
             (j, sign_u, ways_u),
-            (_seek(start, node, w, v), sign_u, ways_u),
+            (seek(start, node, w, v), sign_u, ways_u),
         ):
             signed[place] += by * other_sign
             weighted[place] += ways * other_ways
@@ -171,7 +157,7 @@ def _set(start, node, relation, signed, weighted, u, v, sign):
 def _grow(start, node, relation, signed, weighted, source, target, sign, room, added):
     for pair in range(len(source)):
         u, v, wanted = source[pair], target[pair], sign[pair]
-        here = _seek(start, node, u, v)
+        here = seek(start, node, u, v)
         forth, back = relation[here] // 3 - 1, relation[here] % 3 - 1
         free = (forth == 0) + (back == 0)
         is_against = forth == -wanted or back == -wanted

@@ -1,5 +1,6 @@
 """How well signs are predicted on edges that were never learnt from: over splits and seeds, with means and spread."""
 
+import itertools
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -195,13 +196,10 @@ def plots(rows: list[dict[str, Any]]) -> list[Plot]:
     ]
     degrees = [name for name in rows[0]["slices"] if name.startswith("degree")]
     if len(degrees) > 1:
-        series = [
-            Series(row["label"], list(range(len(degrees))), [_finite(row["slices"][name]["auc"]) for name in degrees])
-            for row in rows
-        ]
-        words = ", ".join(f"{place}: {name}" for place, name in enumerate(degrees))
-        caption = f"Training edges of the end that has fewer. {words}."
-        drawn.append(Plot("Known and unknown nodes", "bin of degree", "AUC", series, caption=caption))
+        lows = [int("".join(itertools.takewhile(str.isdigit, name.removeprefix("degree ")))) for name in degrees]
+        series = [Series(row["label"], lows, [_finite(row["slices"][name]["auc"]) for name in degrees]) for row in rows]
+        caption = f"Test edges by the training edges of the end that has fewer: {', '.join(degrees)}."
+        drawn.append(Plot("Known and unknown nodes", "training edges, from", "AUC", series, caption=caption))
     return drawn
 
 

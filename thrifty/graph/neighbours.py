@@ -85,8 +85,8 @@ class Neighbours:
 
 @njit(cache=True, nogil=True)
 @no_type_check
-def relation_of(start, node, relation, u, v):
-    """The relation of u to v, by bisection."""
+def seek(start, node, u, v):
+    """Where v stands among the neighbours of u, by bisection; -1 where it does not."""
     low, high = start[u], start[u + 1]
     while low < high:
         middle = (low + high) // 2
@@ -94,7 +94,15 @@ def relation_of(start, node, relation, u, v):
             low = middle + 1
         else:
             high = middle
-    return relation[low] if low < start[u + 1] and node[low] == v else NOTHING
+    return low if low < start[u + 1] and node[low] == v else -1
+
+
+@njit(cache=True, nogil=True)
+@no_type_check
+def relation_of(start, node, relation, u, v):
+    """The relation of u to v."""
+    place = seek(start, node, u, v)
+    return relation[place] if place >= 0 else NOTHING
 
 
 @njit(cache=True, nogil=True)

@@ -60,7 +60,8 @@ class Triads:
         regression.fit(features, part.sign > 0)
         coefficients, intercept = regression.coef_[0].astype(np.float64), float(np.ravel(regression.intercept_)[0])
         weight = coefficients / scale
-        known = features @ coefficients + intercept if len(chosen) == graph.num_edges else None
+        known = np.full(graph.num_edges, np.nan)
+        known[chosen] = features @ coefficients + intercept
         return FittedTriads(self, neighbours, weight, intercept - float(weight @ mean), known)
 
     def restore(self, graph: SignedGraph, tensors: Tensors) -> "FittedTriads":
@@ -89,7 +90,7 @@ class FittedTriads:
         return result
 
     def left_out(self, graph: SignedGraph) -> Float64[np.ndarray, " edges"]:
-        """Every edge is described as if it were not known, and few weights are learnt from many edges."""
+        """Those that were learnt from: each is described as if it were not known, and the weights are few."""
         return self.log_odds(graph.source, graph.target) if self.known is None else self.known
 
     def tensors(self) -> Tensors:
