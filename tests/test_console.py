@@ -17,6 +17,8 @@ def test_settings_are_read_as_pairs() -> None:
 def test_a_setting_without_name_or_value_is_refused(text: str) -> None:
     with pytest.raises(SettingError, match="use --set field=value"):
         console.pairs_of((text,))
+    with pytest.raises(SettingError, match=f"--policy {text}: use --policy field=value"):
+        console.pairs_of((text,), "--policy")
 
 
 def test_outputs_that_cannot_be_written_are_refused(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from thrifty.errors import OutputError
-from thrifty.files import check_file, fresh_folder, replacing, write_text
+from thrifty.files import check_file, check_new, fresh_folder, replacing, write_text
 
 
 def names(folder: Path) -> list[str]:
@@ -113,3 +113,14 @@ def test_a_file_that_could_not_be_written_is_refused_before_the_work(tmp_path: P
             check_file(path)
     check_file(tmp_path / "new" / "out.json")
     assert list((tmp_path / "new").iterdir()) == []
+
+
+def test_a_file_that_is_there_is_taken_only_when_asked(tmp_path: Path) -> None:
+    check_new(tmp_path / "x.txt")
+    (tmp_path / "x.txt").write_text("mine")
+    with pytest.raises(OutputError, match=r"x\.txt is there already; name another file or add --overwrite"):
+        check_new(tmp_path / "x.txt")
+    check_new(tmp_path / "x.txt", overwrite=True)
+    with pytest.raises(OutputError, match="is a folder"):
+        check_new(tmp_path, overwrite=True)
+    assert names(tmp_path) == ["x.txt"]

@@ -23,13 +23,16 @@ def command() -> str:
     return shlex.join(["thrifty", *sys.argv[1:]])
 
 
-def pairs_of(texts: tuple[str, ...]) -> dict[str, str]:
-    """Read `("group=64", "bits=2")`. Raises `SettingError` for a text without a name, an equals sign or a value."""
+def pairs_of(texts: tuple[str, ...], option: str = "--set") -> dict[str, str]:
+    """Read `("group=64", "bits=2")`, the values of `option`.
+
+    Raises `SettingError` for a text without a name, an equals sign or a value.
+    """
     pairs = {}
     for text in texts:
         name, equals, value = text.partition("=")
         if not equals or not name or not value:
-            raise SettingError(f"--set {text}: use --set field=value")
+            raise SettingError(f"{option} {text}: use {option} field=value")
         pairs[name] = value
     return pairs
 

@@ -49,6 +49,13 @@ def check_file(path: Path) -> None:
         raise OutputError(f"cannot write {path}: {error.strerror or error}") from error
 
 
+def check_new(path: Path, overwrite: bool = False) -> None:
+    """Raise `OutputError` where `check_file` would, or where `path` is there already and there is no `overwrite`."""
+    check_file(path)
+    if path.exists() and not overwrite:
+        raise OutputError(f"{path} is there already; name another file or add --overwrite")
+
+
 def check_folder(path: Path, overwrite: bool = False) -> None:
     """Raise `OutputError` where `fresh_folder` would: a file in the way, or a folder with files and no `overwrite`."""
     if path.exists() and not path.is_dir():

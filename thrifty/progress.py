@@ -27,7 +27,9 @@ def shown() -> Iterator[Track]:
     )
 
     columns = (TextColumn("{task.description:>12}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    bar = Progress(*columns, TextColumn("left"), TimeRemainingColumn(), console=Console(stderr=True))
+    console = Console(stderr=True)
+    columns = (*columns, TextColumn("left"), TimeRemainingColumn())
+    bar = Progress(*columns, console=console, disable=not console.is_terminal)
     with bar:
 
         def track(items: Iterable[Any], what: str, total: int) -> Iterator[Any]:

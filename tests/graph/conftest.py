@@ -1,9 +1,15 @@
 """Small signed graphs for the tests."""
 
+import sys
+from dataclasses import replace
+from pathlib import Path
+
 import numpy as np
 import pytest
 
+from thrifty import cli
 from thrifty.graph.signed import SignedGraph
+from thrifty.graph.writing import edge_columns, write_table
 
 
 def random_graph(num_nodes: int, num_edges: int, seed: int = 0, positive: float = 0.7) -> SignedGraph:
@@ -35,3 +41,35 @@ def planted() -> SignedGraph:
     sign = np.where(group[graph.source] == group[graph.target], 1, -1)
     flipped = chance.random(graph.num_edges) < 0.1
     return SignedGraph.of(graph.source, graph.target, np.where(flipped, -sign, sign), graph.num_nodes)
+
+
+@pytest.fixture
+def trust(planted: SignedGraph, tmp_path: Path) -> Path:
+    """The planted graph as a CSV file with the columns source, target and sign."""
+    write_table(tmp_path / "trust.csv", edge_columns(planted))
+    return tmp_path / "trust.csv"
+
+
+@pytest.fixture
+def people(planted: SignedGraph, tmp_path: Path) -> Path:
+    """The planted graph with names in place of numbers."""
+    names = np.array([f"née {node}" for node in range(planted.num_nodes)], dtype=object)
+    write_table(tmp_path / "people.csv", edge_columns(replace(planted, names=names)))
+    return tmp_path / "people.csv"
+
+
+@pytest.fixture
+def thrifty(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    """Run `thrifty graph ...`; return status, stdout with single spaces between words, and stderr."""
+
+    def run(*words: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["thrifty", "graph", *map(str, words)])
+        try:
+            cli.main()
+            status = 0
+        except SystemExit as stop:
+            status = int(stop.code or 0)
+        out, error = capsys.readouterr()
+        return status, " ".join(out.split()), error
+
+    return run

@@ -168,3 +168,17 @@ def test_what_cannot_be_done_says_so(tmp_path: Path, shards: Path, work) -> None
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match=r"no .parquet files"):
         shard_files(tmp_path / "empty")
+
+
+def test_few_pairs_need_no_number_of_shards(tmp_path: Path) -> None:
+    assert len(shard(PAIRS, tmp_path / "few")[0]) == 6
+    assert len(shard(pl.concat([PAIRS] * 2), tmp_path / "more")[0]) == 8
+
+
+def test_results_never_replace_the_pairs(work, shards: Path, tmp_path: Path) -> None:
+    before = {path: path.read_bytes() for path in shard_files(shards)}
+    (tmp_path / "link").symlink_to(shards)
+    for pairs in (shards, shards / "part-00001.parquet", tmp_path / "link"):
+        with pytest.raises(OutputError, match="holds the pairs themselves"):
+            map_shards(Job(work.degrees, NAMES, ARRAYS), pairs, shards, overwrite=True)
+    assert {path: path.read_bytes() for path in shards.iterdir()} == before

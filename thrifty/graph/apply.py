@@ -18,7 +18,8 @@ class Augmented:
     """`graph` holds the edges that were kept, then those that were added.
 
     The other fields tell of every edge, the deleted ones included: its place in `ORIGINS`, what the scorer thinks of
-    its sign (P of that sign, NaN where nothing was scored), and the balanced and unbalanced triangles it stands in.
+    its sign (P of that sign, NaN where nothing was scored), and the balanced and unbalanced triangles it stands in,
+    or would, in the graph as it was.
     """
 
     graph: SignedGraph

@@ -47,7 +47,7 @@ class Audit:
         if 2 * against[0][0] > outgoing:
             told.append(f"{against[0][0]} of {outgoing} other edges of the source are {word}")
         if not told:
-            told.append("longer paths and the mix of degrees" if incoming + outgoing else "nothing else is known")
+            told.append("longer paths and the mix of degrees" if self.degrees[row].any() else "nothing else is known")
         return "; ".join(told)
 
     def columns(self, most: int | None = None) -> dict[str, np.ndarray]:

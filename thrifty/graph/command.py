@@ -18,7 +18,7 @@ SCORER = click.option("--scorer", default="triads", show_default=True, help="Who
 SET = click.option(
     "--set", "pairs", multiple=True, metavar="FIELD=VALUE", help="A setting of the scorer or the method."
 )
-SEED = click.option("--seed", default=0, show_default=True)
+SEED = click.option("--seed", default=0, show_default=True, type=click.IntRange(0, 2**32 - 1))
 OUTPUT = click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="The file to write.")
 FORCE = click.option("--overwrite", is_flag=True, help="Replace the file where it is there already.")
 METHOD = click.option("--augment", "method", help="Augment the training edges first, by a method such as sga.")
@@ -63,14 +63,11 @@ def graph() -> None:
 @reading_options
 def fit(edges: str | None, output: Path, overwrite: bool, json_file: Path | None, **options: Any) -> None:
     """Learn the signs of EDGES and write a model."""
-    from thrifty.errors import OutputError
-    from thrifty.files import check_file
+    from thrifty.files import check_new
     from thrifty.report import Column, Report, provenance
 
     start = time.perf_counter()
-    check_file(output)
-    if output.exists() and not overwrite:
-        raise OutputError(f"{output} is there already; name another file or add --overwrite")
+    check_new(output, overwrite)
     console.check_outputs(json_file, None, overwrite)
     entry = _entry(options["scorer"], options["method"], options["curriculum"], options["pairs"])
     read = _read(edges, options)
@@ -86,7 +83,7 @@ def fit(edges: str | None, output: Path, overwrite: bool, json_file: Path | None
         "positive_share": read.graph.positive_share,
         "threshold": model.threshold,
         "bytes": output.stat().st_size,
-        "rows": read.counts,
+        "row_counts": read.counts,  # not `rows`: in a report these are its own
     }
     columns = [Column("model", "model"), Column("label", "predicts by"), Column("edges", "edges", ",d")]
     columns += [Column("positive_share", "positive", ".1%"), Column("threshold", "threshold", ".3f")]
@@ -110,6 +107,7 @@ def predict(
     model: Path, pairs: str, output: Path, overwrite: bool, json_file: Path | None, workers: int, **options: Any
 ) -> None:
     """Write P(positive) and a label for each of PAIRS (columns source and target) with MODEL."""
+    from thrifty.errors import SettingError
     from thrifty.graph.columns import Columns
     from thrifty.graph.model import SignModel
     from thrifty.graph.pairs import read_pairs
@@ -122,6 +120,8 @@ def predict(
     console.check_outputs(json_file, None, overwrite)
     columns = [Column("pairs", "pairs", ",d"), Column("predicted", "predicted", ",d"), Column("output", "written to")]
     if Path(pairs).is_dir():
+        if options["source"] or options["target"]:
+            raise SettingError("--source and --target are for a file; in a folder, name the columns source and target")
         with progress.shown() as track:
             done = predict_shards(model, Path(pairs), output, workers, track, overwrite)
         row = {"pairs": done.num_pairs, "predicted": done.num_pairs - done.num_unknown, "shards": done.num_done}
@@ -144,7 +144,7 @@ def predict(
 @click.argument("pairs", type=click.Path(path_type=Path))
 @click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="The folder to write.")
 @click.option("--workers", default=1, show_default=True, help="Processes that share the files.")
-@click.option("--shards", default=8, show_default=True, help="Files to cut PAIRS into, where it is no folder of them.")
+@click.option("--shards", type=int, help="Files to cut PAIRS into, where it is no folder of them. Default: at most 8.")
 @FORCE
 @console.JSON
 @reading_options
@@ -153,12 +153,13 @@ def balance(
     pairs: Path,
     output: Path,
     workers: int,
-    shards: int,
+    shards: int | None,
     overwrite: bool,
     json_file: Path | None,
     **options: Any,
 ) -> None:
     """Count the triangles that each of PAIRS would close in EDGES: balanced were it positive, were it negative."""
+    from thrifty.files import check_folder
     from thrifty.graph.scale import balance_shards
     from thrifty.graph.shards import shard
     from thrifty.report import Column, Report, provenance
@@ -167,6 +168,7 @@ def balance(
     console.check_outputs(json_file, None, overwrite)
     read, notes = _read(edges, options), []
     if not pairs.is_dir():
+        check_folder(output, overwrite)
         cut = output.with_name(f"{output.name}-pairs")
         _, notes = shard(pairs, cut, shards, overwrite=overwrite)
         pairs = cut
@@ -251,6 +253,8 @@ def augment(
     **options: Any,
 ) -> None:
     """Delete and add edges of EDGES; write the new edges, each with its origin, probability and triangles."""
+    from thrifty.errors import OutputError
+    from thrifty.files import check_new
     from thrifty.graph.apply import apply
     from thrifty.graph.job import GraphJob
     from thrifty.graph.predict import augmented_tables, beside
@@ -262,6 +266,11 @@ def augment(
     deleted = beside(output, "deleted") if deleted is None else deleted
     check_output(output, overwrite)
     check_output(deleted, overwrite)
+    if save_plan is not None:
+        check_new(save_plan, overwrite)
+    files = [path.resolve() for path in (output, deleted, save_plan) if path is not None]
+    if len(set(files)) < len(files):
+        raise OutputError("the edges, the deleted edges and the plan need a file each; two of them have the same name")
     method = _chosen("methods", options["method"], console.pairs_of(options["pairs"]))
     read = _read(edges, options)
     with progress.shown() as track:
@@ -339,7 +348,7 @@ def _read(edges: str | None, options: dict[str, Any]) -> "Reading":
     from thrifty.graph.policies import Policies
 
     names = ("source", "target", "sign", "rating", "time")
-    chosen = settings.read(Policies, console.pairs_of(options["policies"]))
+    chosen = settings.read(Policies, console.pairs_of(options["policies"], "--policy"))
     if options["threshold"] is not None:
         chosen["threshold"] = options["threshold"]
     columns = Columns(**{name: options[name] for name in names})

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from thrifty import catalogue, settings
+from thrifty.errors import SettingError
 from thrifty.graph import metrics
 from thrifty.graph.apply import apply
 from thrifty.graph.curriculum import Pacing, difficulty
@@ -73,12 +74,17 @@ def evaluate(
     graph: SignedGraph, entries: list[Entry], found: list[Split], num_seeds: int = 1, track: Track = silent
 ) -> list[dict[str, Any]]:
     """One row for each entry: the mean of every metric over splits and seeds, the standard deviation as NAME_sd, the
-    same on slices of the test edges, the runs one by one, and a reliability curve over all of them."""
-    turns = [(entry, split, seed) for entry in entries for split in found for seed in range(num_seeds)]
-    runs: dict[str, list[dict[str, Any]]] = {entry.label: [] for entry in entries}
-    for entry, split, seed in track(turns, "evaluating", len(turns)):
-        runs[entry.label].append(_run(graph, entry, split, seed))
-    return [_row(entry, runs[entry.label], graph, found, num_seeds) for entry in entries]
+    same on slices of the test edges, the runs one by one, and a reliability curve over all of them.
+
+    Raises `SettingError` for no seeds, and what `Entry.model` raises.
+    """
+    if num_seeds < 1:
+        raise SettingError(f"{num_seeds} seeds were asked for; use 1 or more")
+    turns = [(place, split, seed) for place in range(len(entries)) for split in found for seed in range(num_seeds)]
+    runs: list[list[dict[str, Any]]] = [[] for _ in entries]
+    for place, split, seed in track(turns, "evaluating", len(turns)):
+        runs[place].append(_run(graph, entries[place], split, seed))
+    return [_row(entry, own, graph, found, num_seeds) for entry, own in zip(entries, runs, strict=True)]
 
 
 def _run(graph: SignedGraph, entry: Entry, split: Split, seed: int) -> dict[str, Any]:

@@ -25,9 +25,10 @@ def predict_shards(
 
     Files that an earlier run with the same model has done are not done again. Each worker loads the model once.
     """
+    names = SignModel.load(model).graph.names  # first: it says what is wrong with the file
     digest = np.frombuffer(hashlib.sha256(model.read_bytes()).digest(), dtype=np.uint8)
     prepare = functools.partial(scoring, path=str(model.resolve()))
-    job = Job(prepare, SignModel.load(model).graph.names, {"model_sha256": digest})
+    job = Job(prepare, names, {"model_sha256": digest})
     return map_shards(job, pairs, output, workers, track, overwrite)
 
 

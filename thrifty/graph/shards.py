@@ -39,6 +39,7 @@ Prepare = Callable[[Arrays], Work]
 `functools.partial` of one whose arguments are settings: workers find it by its name."""
 
 JOB_FILE = "job.json"
+_USUAL_SHARDS = 8
 
 
 @dataclass(frozen=True)
@@ -95,11 +96,12 @@ def shard_files(origin: Path) -> list[Path]:
 
 
 def shard(
-    origin: Any, folder: Path, num: int, columns: Columns | None = None, overwrite: bool = False
+    origin: Any, folder: Path, num: int | None = None, columns: Columns | None = None, overwrite: bool = False
 ) -> tuple[list[Path], list[str]]:
     """Cut a table of edges or pairs into `num` Parquet files of about as many rows; returns the files and notes.
 
-    The rows keep their order. Blank lines and rows with too many fields are left out, and told.
+    Without a number: 8, or one a row where there are fewer. The rows keep their order. Blank lines and rows with too
+    many fields are left out, and told.
     """
     table = load(origin, columns or Columns(), needs_sign=False)
     frame, notes = table.frame, list(table.notes)
@@ -110,6 +112,7 @@ def shard(
                 num_bad = int(is_bad.sum())
                 notes.append(f"{what if num_bad == 1 else what.replace('row', 'rows', 1)}: {num_bad:,} left out")
             frame = frame.filter(~is_bad).drop(name)
+    num = max(1, min(_USUAL_SHARDS, frame.height)) if num is None else num
     if not 1 <= num <= max(frame.height, 1):
         raise SettingError(f"{num} shards of {counted(frame.height)}; use 1 to {max(frame.height, 1):,}")
     sides = {side: tidy(frame[side]) for side in ("source", "target")}
@@ -150,6 +153,8 @@ def map_shards(
     if workers < 1:
         raise SettingError(f"{workers} workers were asked for; use 1 or more")
     paths = shard_files(shards)
+    if out_folder.resolve() == paths[0].resolve().parent:
+        raise OutputError(f"{out_folder} holds the pairs themselves; name another folder for the results")
     _claim(out_folder, job.fingerprint(paths), overwrite)
     waiting = [path for path in paths if not (out_folder / path.name).exists()]
     pairs, unknown = 0, 0

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from thrifty.errors import OutputError, SettingError
-from thrifty.files import check_file, replacing
+from thrifty.errors import SettingError
+from thrifty.files import check_new, replacing
 from thrifty.graph.signed import SignedGraph
 
 SUFFIXES = (".csv", ".csv.gz", ".tsv", ".tsv.gz", ".parquet")
@@ -38,9 +38,7 @@ def check_output(path: Path, overwrite: bool = False) -> str:
     kind = next((suffix for suffix in sorted(SUFFIXES, key=len)[::-1] if path.name.lower().endswith(suffix)), None)
     if kind is None:
         raise SettingError(f"cannot write a table to {path}: its suffix is {path.suffix!r}; use {', '.join(SUFFIXES)}")
-    check_file(path)
-    if path.exists() and not overwrite:
-        raise OutputError(f"{path} is there already; name another file or add --overwrite")
+    check_new(path, overwrite)
     return kind
 
 
