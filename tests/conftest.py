@@ -13,9 +13,12 @@ SEED = 0
 def pytest_configure() -> None:
     """Use one thread: small products take up to a hundred times longer where threads wait for each other on busy cores,
     and the workers of pytest-xdist use all cores together."""
+    import hypothesis
     import torch
 
     torch.set_num_threads(1)
+    hypothesis.settings.register_profile("patient", deadline=None)  # busy cores and kernels that are compiled once
+    hypothesis.settings.load_profile("patient")
 
 
 @pytest.fixture(autouse=True)

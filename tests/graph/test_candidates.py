@@ -63,6 +63,9 @@ def test_a_scorer_without_a_third_class_has_two(planted: SignedGraph) -> None:
         def log_odds(self, source: np.ndarray, target: np.ndarray) -> np.ndarray:
             return np.full(len(source), 2.0)
 
+        def left_out(self, graph: SignedGraph) -> None:
+            return None
+
         def tensors(self) -> dict[str, np.ndarray]:
             return {}
 
