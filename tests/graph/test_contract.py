@@ -1,5 +1,9 @@
 """The laws of every method in the folder that changes a signed graph."""
 
+from dataclasses import replace
+from functools import cache
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -14,10 +18,21 @@ from thrifty.graph.signed import SignedGraph
 from thrifty.plan import Plan
 
 NAMES = catalogue.names("graph")
+PLANS: dict[str, Plan] = {}
 
 
-def planned(name: str, graph: SignedGraph, keep: str = "200%", seed: int = 0) -> Plan:
-    return catalogue.find("graph", name)().plan(GraphJob.of(graph, keep, seed))
+@cache
+def method_of(name: str) -> Any:
+    """The method with a short search where it has one."""
+    method = catalogue.find("graph", name)()
+    return replace(method, scorer="triads") if name == "sga_tuned" else method
+
+
+def planned(name: str, graph: SignedGraph) -> Plan:
+    """The plan for the planted graph, which is the same in every test."""
+    if name not in PLANS:
+        PLANS[name] = method_of(name).plan(GraphJob.of(graph))
+    return PLANS[name]
 
 
 @pytest.fixture(scope="module", params=NAMES)
@@ -34,31 +49,26 @@ def test_no_added_edge_makes_an_unbalanced_triangle(name: str, planted: SignedGr
 
 def test_no_edge_comes_from_outside_the_job(name: str, planted: SignedGraph) -> None:
     train = planted.take(np.arange(planted.num_edges) % 5 > 0)
-    new = apply(planned(name, train), train)
+    new = apply(method_of(name).plan(GraphJob.of(train)), train)
     assert np.isin(new.all_edges.take(new.origin < 2).key, train.key).all()
 
 
 def test_counts_are_within_the_budget(name: str, planted: SignedGraph) -> None:
     job = GraphJob.of(planted, "101%")
-    plan = catalogue.find("graph", name)().plan(job)
+    plan = method_of(name).plan(job)
     assert job.budget.fits(plan.keep)
     assert apply(plan, planted).graph.num_edges == job.budget.spent(plan.keep)
 
 
 def test_a_plan_repeats_with_its_seed_and_survives_saving(name: str, planted: SignedGraph, tmp_path) -> None:
-    one = planned(name, planted, seed=3)
-    assert planned(name, planted, seed=3) == one
+    one = planned(name, planted)
+    assert method_of(name).plan(GraphJob.of(planted)) == one
     one.save(tmp_path / "plan.safetensors")
     loaded = Plan.load(tmp_path / "plan.safetensors")
     assert loaded == one
-    assert all(
-        torch.equal(loaded.evidence[key], one.evidence[key]) or one.evidence[key].isnan().any() for key in one.evidence
-    )
-    assert sizes(apply(loaded, planted)) == sizes(apply(one, planted))
-
-
-def sizes(new: Augmented) -> dict[str, int]:
-    return new.counts()
+    for fact, values in one.evidence.items():
+        assert torch.equal(loaded.evidence[fact].nan_to_num(-1), values.nan_to_num(-1)), fact
+    assert apply(loaded, planted).counts() == apply(one, planted).counts()
 
 
 def test_every_edge_is_accounted_for(name: str, planted: SignedGraph) -> None:
