@@ -10,7 +10,7 @@ import torch
 
 from thrifty import catalogue
 from thrifty.errors import SettingError
-from thrifty.graph.apply import Augmented, apply
+from thrifty.graph.apply import apply
 from thrifty.graph.balance import balance
 from thrifty.graph.job import GraphJob
 from thrifty.graph.neighbours import Neighbours
