@@ -140,10 +140,20 @@ def test_augment_writes_the_new_edges_the_deleted_ones_and_the_plan(thrifty, peo
     assert "Sga(scorer='triads'" in out
 
 
-def test_a_budget_bounds_the_edges(thrifty, trust: Path, tmp_path: Path, planted: SignedGraph) -> None:
-    assert thrifty("augment", trust, "-o", tmp_path / "new.csv", "--keep", "101%", *NEAR)[0] == 0
+@pytest.mark.parametrize("words", [NEAR, ("--method", "drop_edge")], ids=["sga", "drop_edge"])
+@pytest.mark.parametrize(("keep", "least", "most"), [("101%", 0.8, 1.01), ("50%", 0.49, 0.5)])
+def test_a_budget_bounds_the_edges(
+    thrifty, trust: Path, tmp_path: Path, planted: SignedGraph, words: tuple, keep: str, least: float, most: float
+) -> None:
+    assert thrifty("augment", trust, "-o", tmp_path / "new.csv", "--keep", keep, *words)[0] == 0
     num_edges = read(tmp_path / "new.csv").graph.num_edges
-    assert planted.num_edges < num_edges <= 1.01 * planted.num_edges
+    assert least * planted.num_edges <= num_edges <= most * planted.num_edges
+
+
+def test_a_small_budget_of_sga_deletes_what_is_believed_least(thrifty, trust: Path, tmp_path: Path) -> None:
+    assert thrifty("augment", trust, "-o", tmp_path / "new.csv", "--keep", "50%", *NEAR)[0] == 0
+    kept, gone = (pl.read_csv(tmp_path / name)["probability"] for name in ("new.csv", "new.deleted.csv"))
+    assert kept.min() >= gone.max()
 
 
 def test_balance_counts_the_triangles_of_each_pair(thrifty, tmp_path: Path) -> None:

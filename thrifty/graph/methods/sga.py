@@ -35,7 +35,8 @@ class Sga:
 
     A positive edge is deleted where P(positive) < `delete_positive`, a negative one where P(negative) <
     `delete_negative`; an edge is added where P of its sign reaches `add_positive` or `add_negative` and it makes no
-    unbalanced triangle. Thresholds of 0 delete nothing, thresholds above 1 add nothing.
+    unbalanced triangle. Thresholds of 0 delete nothing, thresholds above 1 add nothing. Where the budget is smaller
+    than what would be kept, the edges that are believed least go too.
 
     `candidates` = all looks at every pair (needs a scorer whose logits are separable, such as sgcn), near at pairs with
     a common neighbour. `balance` = strict counts triangles as edges come and go and never sets two directions against
@@ -70,6 +71,7 @@ class Sga:
         keep = belief >= np.where(graph.sign > 0, one.delete_positive, one.delete_negative)
         if not keep.any():
             raise SettingError(f"{one}: every edge would be deleted; lower the thresholds")
+        keep &= _most_believed(np.where(keep, belief, -1.0), int(job.budget.limit))
         found = one._candidates(fitted, job)
         take, facts = one._accepted(graph.take(keep), found, graph, int(job.budget.limit) - int(keep.sum()))
         counts = balance(Neighbours.of(graph), graph.source, graph.target, graph.sign)
@@ -128,6 +130,13 @@ def _belief(fitted: Fitted, graph: SignedGraph) -> np.ndarray:
     """P of the sign that each edge has."""
     positive, negative = class_probabilities(fitted, graph.source, graph.target)
     return np.where(graph.sign > 0, positive, negative)
+
+
+def _most_believed(belief: np.ndarray, most: int) -> np.ndarray:
+    """A mask of the `most` edges that are believed most."""
+    chosen = np.zeros(len(belief), dtype=bool)
+    chosen[np.argsort(-belief, kind="stable")[:most]] = True
+    return chosen
 
 
 def _near(fitted: Fitted, job: GraphJob, sign: int, least: float) -> Candidates:
