@@ -174,8 +174,9 @@ def report(title: str, rows: list[dict[str, Any]], notes: list[str], provenance:
         f"Means over {runs} and {first['seeds']} seed(s), {first['runs'][0]['test_edges']:,} test edges in the first; "
         f"± is the standard deviation. {first['nodes']:,} nodes, {first['edges']:,} edges, "
         f"{first['positive_share']:.1%} positive.",
-        "Calibration and the threshold of the hard labels come from training edges, each scored as if it were not known "
-        "or held out from learning, never from test edges. The AUC of hard labels is there for comparison with papers that print it as AUC; it is no ranking AUC.",
+        "Calibration and the threshold of the hard labels come from training edges, each scored as if it were not "
+        "known or held out from learning, never from test edges. The AUC of hard labels is there for comparison with "
+        "papers that print it as AUC; it is no ranking AUC.",
         *notes,
     ]
     return Report(title, "graph", rows, columns, headline, plots(rows), notes=told, provenance=provenance)
