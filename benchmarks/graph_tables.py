@@ -120,6 +120,18 @@ def peers(rows: Rows) -> str:
     return "\n".join(lines)
 
 
+def scale(rows: Rows) -> str:
+    """Seconds and peak memory of each step."""
+    lines = [
+        f"`{rows[0]['provenance']['command']}`, {rows[0]['provenance']['machine']['cores']} cores.",
+        "",
+        "| graph | step | seconds | peak memory so far (GiB) |",
+        "| --- | --- | ---: | ---: |",
+    ]
+    lines += [f"| {row['graph']} | {row['step']} | {row['seconds']:.1f} | {row['peak_gib']:.1f} |" for row in rows]
+    return "\n".join(lines)
+
+
 def sga(rows: Rows) -> str:
     """What SGA brings, table after table."""
     titles = (

@@ -149,7 +149,7 @@ TABLES = {
         "kv_gpu.jsonl": gpu,
         "kv_generate.jsonl": generate,
     },
-    "docs/graph.md": {"graph_sga.jsonl": graph_tables.sga},
+    "docs/graph.md": {"graph_sga.jsonl": graph_tables.sga, "graph_scale.jsonl": graph_tables.scale},
 }
 """Which file shows which results, and how."""
 
