@@ -30,8 +30,8 @@ def scorers(rows: Rows) -> str:
     """The default scorer and the stack on every graph."""
     rows = [row for row in rows if row["part"] == "scorers"]
     lines = [
-        "`benchmarks/graph_sga.py`, SGA's five official splits, mean ± sd; calibration and thresholds from training edges. "
-        "Networks learnt on an H100, or on a CPU where that had no time or memory left.",
+        "`benchmarks/graph_sga.py`, SGA's five official splits, mean ± sd; calibration and thresholds from training "
+        "edges. Networks learnt on an H100, or on a CPU where that had no time or memory left.",
         "",
         "| graph | `triads` (default): AUC | AP of negatives | macro F1 | ECE "
         "| `stack`: AUC | AP of negatives | macro F1 | ECE |",
