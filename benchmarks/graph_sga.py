@@ -159,12 +159,12 @@ PARTS = {
 }
 
 
-def work(task: tuple[str, str, int], packed: Path, results: Path, until: float, about: dict[str, Any]) -> None:
-    """Do one part on one split, and append a line for each run as soon as it is done."""
+def work(task: tuple[str, str, int], packed: Path, results: Path, until: float, about: dict[str, Any]) -> bool:
+    """Do one part on one split, and append a line for each run as soon as it is done; whether nothing went wrong."""
     part, name, place = task
     if time.time() > until:
         print("no time for", task, flush=True)
-        return
+        return True
     torch.set_num_threads(1)
     start = time.perf_counter()
     try:
@@ -177,9 +177,11 @@ def work(task: tuple[str, str, int], packed: Path, results: Path, until: float, 
                 file.write(json.dumps(line) + "\n")
             if time.time() > until + 60:
                 break
-    except Exception:
+    except Exception:  # the other tasks go on; the exit status tells
         traceback.print_exc()
+        return False
     print(f"{time.perf_counter() - start:6.1f} s", *task, flush=True)
+    return True
 
 
 def main() -> None:
@@ -208,11 +210,10 @@ def main() -> None:
     until = start + 60 * arguments.minutes
     one = functools.partial(work, packed=packed, results=arguments.results, until=until, about=about)
     if arguments.jobs == 1:
-        list(map(one, tasks))
-        return
+        sys.exit(not all(list(map(one, tasks))))
     os.environ["OMP_NUM_THREADS"] = "1"
     with multiprocessing.get_context("spawn").Pool(arguments.jobs) as pool:
-        pool.map(one, tasks, chunksize=1)
+        sys.exit(not all(pool.map(one, tasks, chunksize=1)))
 
 
 if __name__ == "__main__":
