@@ -28,7 +28,7 @@ def union(masks: Float[Tensor, "experts channels"]) -> Float[Tensor, ""]:
     return (1 - (1 - masks).prod(0)).mean()
 
 
-def union_loss(masks: Sequence[Float[Tensor, "experts channels"]]) -> Float[Tensor, ""]:
+def union_loss(masks: Sequence[Float[Tensor, "experts _"]]) -> Float[Tensor, ""]:
     """How far the experts of each layer are from covering all channels; without it they collapse into one static mask.
 
     The mean over MLP layers; the released code divides by MLP and attention layers, half of which are zero.
@@ -36,7 +36,7 @@ def union_loss(masks: Sequence[Float[Tensor, "experts channels"]]) -> Float[Tens
     return torch.stack([log_ratio(union(one), 1.0) for one in masks]).mean()
 
 
-def balance_loss(router_logits: Sequence[Float[Tensor, "tokens experts"]]) -> Float[Tensor, ""]:
+def balance_loss(router_logits: Sequence[Float[Tensor, "*tokens experts"]]) -> Float[Tensor, ""]:
     """N sum_n f_n P_n, the mean over layers: f_n is the share of tokens whose largest logit is n, P_n the mean of their
     softmax probability over all tokens. 1 at perfect balance, N where one expert takes all."""
     losses = []

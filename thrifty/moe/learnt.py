@@ -73,7 +73,7 @@ class Learnt(nn.Module):
         )
         self.register_buffer("widths", torch.zeros(len(sites), dtype=torch.long, device=device))
 
-    def logits(self) -> dict[str, Float[Tensor, "experts channels"]]:
+    def logits(self) -> dict[str, Float[Tensor, "experts _"]]:
         """The logits of every layer's experts, by the name of the layer's MLP."""
         return self.emitter()
 
@@ -107,8 +107,8 @@ def settled(
 @contextmanager
 def acting(
     sites: list[Site],
-    masks: Mapping[str, Float[Tensor, "experts channels"]],
-    routers: Mapping[str, Float[Tensor, "experts d"]],
+    masks: Mapping[str, Float[Tensor, "_ _"]],
+    routers: Mapping[str, Float[Tensor, "_ _"]],
     noise: torch.Generator | None = None,
     temperature: float = gates.TEMPERATURE,
 ) -> Iterator[Seen]:
