@@ -28,12 +28,12 @@ def union(masks: Float[Tensor, "experts channels"]) -> Float[Tensor, ""]:
     return (1 - (1 - masks).prod(0)).mean()
 
 
-def union_loss(masks: Sequence[Float[Tensor, "experts _"]]) -> Float[Tensor, ""]:
+def union_loss(unions: Float[Tensor, " layers"]) -> Float[Tensor, ""]:
     """How far the experts of each layer are from covering all channels; without it they collapse into one static mask.
 
     The mean over MLP layers; the released code divides by MLP and attention layers, half of which are zero.
     """
-    return torch.stack([log_ratio(union(one), 1.0) for one in masks]).mean()
+    return log_ratio(unions, 1.0).mean()
 
 
 def balance_loss(router_logits: Sequence[Float[Tensor, "*tokens experts"]]) -> Float[Tensor, ""]:

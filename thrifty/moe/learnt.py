@@ -5,7 +5,7 @@ choice of an expert: the pseudo-MoE form of arXiv:2501.15316, appendix B.3. Draw
 experts that no exported model has.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 
@@ -22,6 +22,11 @@ EMBEDDING = 32
 HIDDEN = 64
 
 
+GAIN = 25.0
+"""A step of Adam moves a logit of the controller by about 50 learning rates (it sums over its 128 features); a free
+logit moves by this many."""
+
+
 class Table(nn.Module):
     """One free logit for every expert and channel: what a controller is compared with."""
 
@@ -33,7 +38,12 @@ class Table(nn.Module):
 
     def forward(self) -> dict[str, Float[Tensor, "rows _"]]:
         """Return the logits of every site, by name: (rows, size)."""
-        return dict(zip(self.sites, self.rows, strict=True))
+        return {name: GAIN * row for name, row in zip(self.sites, self.rows, strict=True)}
+
+    def set(self, wanted: Mapping[str, Float[Tensor, "rows _"]]) -> None:
+        """Make these the logits."""
+        for name, row in zip(self.sites, self.rows, strict=True):
+            row.data.copy_(wanted[name] / GAIN)
 
 
 class Learnt(nn.Module):
@@ -72,10 +82,19 @@ class Learnt(nn.Module):
             for site in sites
         )
         self.register_buffer("widths", torch.zeros(len(sites), dtype=torch.long, device=device))
+        self._widths: list[int] = []
 
     def logits(self) -> dict[str, Float[Tensor, "experts _"]]:
         """The logits of every layer's experts, by the name of the layer's MLP."""
         return self.emitter()
+
+    def settle(self, fitted: Callable[[], list[int]]) -> list[int]:
+        """The settled widths, which `fitted` gives at the first call of all, also of an earlier, interrupted run."""
+        if not self._widths:
+            if not self.widths.any():
+                self.widths.copy_(torch.tensor(fitted()))
+            self._widths = self.widths.tolist()  # read once: reading waits for the device
+        return self._widths
 
     def router(self, name: str) -> Float[Tensor, "experts d"]:
         """The router of one layer."""
