@@ -42,7 +42,7 @@ def balance_loss(router_logits: Sequence[Float[Tensor, "*tokens experts"]]) -> F
     losses = []
     for logits in router_logits:
         num_experts = logits.shape[-1]
-        load = torch.bincount(logits.argmax(-1).flatten(), minlength=num_experts) / logits[..., 0].numel()
-        chance = logits.float().softmax(-1).flatten(0, -2).mean(0)
-        losses.append(num_experts * (load * chance).sum())
+        rows = logits.float().flatten(0, -2)
+        first = torch.zeros_like(rows).scatter_(-1, rows.argmax(-1, keepdim=True), 1.0)
+        losses.append(num_experts * (first.mean(0) * rows.softmax(-1).mean(0)).sum())
     return torch.stack(losses).mean()

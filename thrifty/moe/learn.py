@@ -137,9 +137,9 @@ def _loss(job: MoeJob, learning: Learning, learnt: Learnt, step: int) -> tuple[T
     with acting(job.sites, masks, dict(zip(learnt.names, learnt.routers, strict=True)), noise) as seen:
         student = hidden_states(model, ids)
     apart = divergence(student, teacher, model.get_output_embeddings())
-    shares, weights = _shares(job, masks if is_settled else chance)
+    shares = torch.stack([expected_width(one) / one.shape[-1] for one in (masks if is_settled else chance).values()])
     unions = torch.stack([union(one) for one in masks.values()])
-    active = (shares * weights).sum() / weights.sum()
+    active = (shares * learnt.weights).sum()
     total = learning.distil * apart
     if not is_settled:
         over = log_ratio(shares if job.widths == "equal" else active, learning.share_at(job, step))
@@ -148,12 +148,6 @@ def _loss(job: MoeJob, learning: Learning, learnt: Learnt, step: int) -> tuple[T
         total = total + learning.union * union_loss(unions)
         total = total + learning.balance * balance_loss(list(seen.router_logits.values()))
     return total, {"kl": apart.detach(), "active": active.detach(), "union": unions.mean().detach()}
-
-
-def _shares(job: MoeJob, chance: dict[str, Tensor]) -> tuple[Float[Tensor, " layers"], Float[Tensor, " layers"]]:
-    """For each layer the share of its channels that are expected to be active, and its weights."""
-    shares = torch.stack([expected_width(one) / one.shape[-1] for one in chance.values()])
-    return shares, torch.tensor([float(job.sizes.parts[name].weights) for name in chance], device=shares.device)
 
 
 @torch.no_grad()

@@ -49,7 +49,8 @@ class Table(nn.Module):
 class Learnt(nn.Module):
     """Logits of all experts (from a controller, or free) and the routers; in float32, on the device of the model.
 
-    `widths` holds the experts' width of each layer once they are settled, 0 before.
+    `widths` holds the experts' width of each layer once they are settled, 0 before; `weights` is the share of each
+    layer's MLP in the weights of all.
     """
 
     widths: Tensor
@@ -82,6 +83,8 @@ class Learnt(nn.Module):
             for site in sites
         )
         self.register_buffer("widths", torch.zeros(len(sites), dtype=torch.long, device=device))
+        weights = torch.tensor([float(sum(part.numel() for part in _matrices(site))) for site in sites], device=device)
+        self.weights = weights / weights.sum()
         self._widths: list[int] = []
 
     def logits(self) -> dict[str, Float[Tensor, "experts _"]]:
@@ -99,6 +102,10 @@ class Learnt(nn.Module):
     def router(self, name: str) -> Float[Tensor, "experts d"]:
         """The router of one layer."""
         return self.routers[self.names.index(name)]
+
+
+def _matrices(site: Site) -> list[Tensor]:
+    return [one.weight for one in (site.gate, site.up, site.down) if one is not None]
 
 
 @dataclass
