@@ -132,7 +132,7 @@ def test_a_folder_that_is_no_model_is_refused(tmp_path) -> None:
 
 def test_a_plan_of_another_model_is_refused(tiny, random) -> None:
     model = tiny()
-    with pytest.raises(SettingError, match="layers.2"):
+    with pytest.raises(SettingError, match=r"layers\.2"):
         outputs.apply(random(model), tiny(num_hidden_layers=2))
     with pytest.raises(SettingError):
         outputs.apply(Plan("none", {}), model)
