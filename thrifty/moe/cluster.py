@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import normalize, one_hot
 
 from thrifty import gates
@@ -153,8 +153,9 @@ def solve_heads(controller: Controller, wanted: dict[str, Float[Tensor, "experts
     channel as there are experts, solved exactly while these are no more than the width of an embedding (128)."""
     embedded = controller.embeddings()
     for number, (name, logits) in enumerate(wanted.items()):
-        norm = controller.norms[number]
-        features = controller.activation(norm(embedded[number]))
-        solution = torch.linalg.pinv(features.double()) @ logits.double()
-        controller.heads[number].weight.copy_(solution.T.float())
         assert list(controller.sites)[number] == name
+        norm, head = controller.norms[number], controller.heads[number]
+        assert isinstance(norm, nn.LayerNorm)
+        assert isinstance(head, nn.Linear)
+        features = controller.activation(norm(embedded[number]))
+        head.weight.copy_((torch.linalg.pinv(features.double()) @ logits.double()).T.float())
