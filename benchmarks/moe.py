@@ -61,7 +61,7 @@ class Bench:
         self.batch = 8 if device.startswith("cuda") else 1
         self.machine = torch.cuda.get_device_name() if device.startswith("cuda") else "cpu"
 
-    def corpus(self, seed: int):
+    def corpus(self, seed: int) -> Any:
         from thrifty.moe import text
 
         if seed not in self.corpora:
