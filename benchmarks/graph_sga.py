@@ -2,13 +2,16 @@
 
     python benchmarks/graph_sga.py --results results/graph_sga.jsonl [--packed FILE] [--jobs 12] [--minutes 8]
 
-Three parts, one JSON line a run:
-- grid: SGCN as published (uniform prior, hard labels by the larger of two log-probabilities), {none, add, delete, both}
-  x {no curriculum, published, per sign} x {random, spectral features}; thresholds of the preset of each graph.
+The parts, one JSON line a run:
+- grid, gcn, gat: SGCN, GCN or GAT as published (uniform prior, hard labels by the larger of two log-probabilities),
+  {none, add, delete, both} x {no curriculum, published, and for SGCN per sign} x {random, spectral features}; SGCN
+  proposes, with the preset thresholds of each graph. GCN and GAT learn without triplet losses, which shrink them to one
+  vector.
 - chosen: SGCN with spectral features; for each split, the augmentation and the curriculum with the best AUC on a tenth
   of the training edges, against plain training, both then calibrated and fitted anew. Test edges choose nothing.
 - scorers: every scorer of thrifty with its usual settings, calibrated.
-A GPU is used where there is one; with --minutes no run starts after that time.
+GPUs are used where there are any, in turn; with --minutes no run starts after that time. What the results file holds
+already is not run again.
 """
 
 import argparse
@@ -78,8 +81,18 @@ def score(model: SignModel, test: SignedGraph) -> dict[str, float]:
     return metrics.measure(model.probability(test.source, test.target), test.sign, model.threshold)
 
 
-def grid(name: str, train: SignedGraph, test: SignedGraph) -> Any:
-    """The published pipeline and its parts."""
+def grid(
+    name: str, train: SignedGraph, test: SignedGraph, done: list[dict[str, Any]], scorer: str, features: str
+) -> Any:
+    """The published pipeline and its parts, for one network with one kind of features."""
+    wanted = [
+        {"scorer": scorer, "features": features, "augment": augment, "curriculum": curriculum}
+        for augment in ("none", "add", "delete", "both")
+        for curriculum in (CURRICULA if scorer == "sgcn" else ("none", "published"))
+    ]
+    wanted = [about for about in wanted if not any(about.items() <= row.items() for row in done)]
+    if not wanted:
+        return
     generator = Sgcn().fit(train, SEED, None, silent)
     job = GraphJob.of(train, "1000%", SEED)
     plan = Sga(preset=name).plan_with(generator, job)
@@ -90,14 +103,11 @@ def grid(name: str, train: SignedGraph, test: SignedGraph) -> Any:
         "add": train.joined(*_free(train, whole.all_edges.take(whole.origin == 2))),
         "both": whole.graph,
     }
-    for features in ("random", "spectral"):
-        for augment, graph in parts.items():
-            for curriculum in CURRICULA:
-                start = time.perf_counter()
-                scorer = Sgcn(features=features, prior="uniform")
-                model = SignModel.uncalibrated(graph, scorer, SEED, silent, None, paced(curriculum))
-                about = {"features": features, "augment": augment, "curriculum": curriculum, "changed": whole.counts()}
-                yield about | score(model, test) | {"seconds": time.perf_counter() - start}
+    for about in wanted:
+        start = time.perf_counter()
+        network = catalogue.find("graph", scorer, "scorers")(features=features, prior="uniform")
+        model = SignModel.uncalibrated(parts[about["augment"]], network, SEED, silent, None, paced(about["curriculum"]))
+        yield about | {"changed": whole.counts()} | score(model, test) | {"seconds": time.perf_counter() - start}
 
 
 def _free(train: SignedGraph, added: SignedGraph) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -113,8 +123,10 @@ def augmented(graph: SignedGraph, choice: str) -> SignedGraph:
     return apply(Sga(**CHOICES[choice]).plan(GraphJob.of(graph, seed=SEED)), graph).graph
 
 
-def chosen(name: str, train: SignedGraph, test: SignedGraph) -> Any:
+def chosen(name: str, train: SignedGraph, test: SignedGraph, done: list[dict[str, Any]]) -> Any:
     """Plain training, and the best of all choices on held-out training edges."""
+    if len(done) == 2:
+        return
     held_out = held_out_edges(train, SEED)
     learnt, judged = train.take(~held_out), train.take(held_out)
     generator, scorer = Sgcn().fit(learnt, SEED, None, silent), Sgcn()
@@ -134,9 +146,13 @@ def chosen(name: str, train: SignedGraph, test: SignedGraph) -> Any:
         yield {"which": which, "augment": choice, "curriculum": curriculum, "validation": told} | score(model, test)
 
 
-def scorers(name: str, train: SignedGraph, test: SignedGraph, which: tuple[str, ...] = SCORERS) -> Any:
+def scorers(
+    name: str, train: SignedGraph, test: SignedGraph, done: list[dict[str, Any]], which: tuple[str, ...] = SCORERS
+) -> Any:
     """Every scorer with its usual settings."""
     for one in which:
+        if any(row["scorer"] == one for row in done):
+            continue
         start = time.perf_counter()
         model = SignModel.fit(train, catalogue.find("graph", one, "scorers")(), SEED)
         fitted = time.perf_counter()
@@ -152,29 +168,36 @@ def scorers(name: str, train: SignedGraph, test: SignedGraph, which: tuple[str, 
 
 
 PARTS = {
-    "grid": grid,
-    "chosen": chosen,
-    "best": functools.partial(scorers, which=("triads", "stack")),
-    "others": functools.partial(scorers, which=SCORERS[2:]),
+    "chosen": ("chosen", chosen),
+    "grid spectral": ("grid", functools.partial(grid, scorer="sgcn", features="spectral")),
+    "grid random": ("grid", functools.partial(grid, scorer="sgcn", features="random")),
+    "best": ("scorers", functools.partial(scorers, which=("triads", "stack"))),
+    "gcn spectral": ("grid", functools.partial(grid, scorer="gcn", features="spectral")),
+    "gcn random": ("grid", functools.partial(grid, scorer="gcn", features="random")),
+    "gat spectral": ("grid", functools.partial(grid, scorer="gat", features="spectral")),
+    "gat random": ("grid", functools.partial(grid, scorer="gat", features="random")),
+    "others": ("scorers", functools.partial(scorers, which=SCORERS[2:])),
 }
+"""What can be run: the part that its lines are of, and the function that yields them."""
 
 
 def work(task: tuple[str, str, int], packed: Path, results: Path, until: float, about: dict[str, Any]) -> bool:
     """Do one part on one split, and append a line for each run as soon as it is done; whether nothing went wrong."""
-    part, name, place = task
+    name, place = task[1:]
+    part, run = PARTS[task[0]]
     if time.time() > until:
-        print("no time for", task, flush=True)
+        print("no time for", *task, flush=True)
         return True
     torch.set_num_threads(1)
     start = time.perf_counter()
+    one = {"kind": "graph_sga", "part": part, "set": name, "split": place + 1}
     try:
         graph, tests = graph_packed.load(packed, name)
         train, test = graph.take(~tests[place]), graph.take(tests[place])
-        for found in PARTS[part](name, train, test):
-            line = {"kind": "graph_sga", "part": "scorers" if part in ("best", "others") else part, "set": name}
-            line |= {"split": place + 1} | found | {"provenance": about}
+        done = [row for row in read(results) if one.items() <= row.items()]
+        for found in run(name, train, test, done):
             with results.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(line) + "\n")
+                file.write(json.dumps(one | found | {"provenance": about}) + "\n")
             if time.time() > until + 60:
                 break
     except Exception:  # the other tasks go on; the exit status tells
@@ -184,13 +207,27 @@ def work(task: tuple[str, str, int], packed: Path, results: Path, until: float, 
     return True
 
 
+def read(results: Path) -> list[dict[str, Any]]:
+    """The lines that are there already; one that another process is just writing is not."""
+    text = results.read_text(encoding="utf-8") if results.exists() else ""
+    return [json.loads(line) for line in text.split("\n")[:-1]]
+
+
+def settle(turn: Any, num_gpus: int) -> None:
+    """Give this process the next GPU."""
+    with turn.get_lock():
+        turn.value += 1
+        if num_gpus:
+            os.environ["CUDA_VISIBLE_DEVICES"] = str(turn.value % num_gpus)
+
+
 def main() -> None:
-    """Order the tasks so that long ones start early, and share them out."""
+    """Share the tasks out, part after part."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--packed", type=Path)
     parser.add_argument("--results", type=Path, default=Path("results/graph_sga.jsonl"))
     parser.add_argument("--sets", nargs="*", default=list(graph_packed.SETS))
-    parser.add_argument("--parts", nargs="*", default=list(PARTS))
+    parser.add_argument("--parts", nargs="*", default=list(PARTS), choices=PARTS)
     parser.add_argument("--splits", type=int, default=5)
     parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--minutes", type=float, default=1e6)
@@ -201,9 +238,8 @@ def main() -> None:
         graph_packed.pack(packed)
     tasks = [
         (part, name, place)
-        for part in ("best", "grid", "chosen", "others")
-        if part in arguments.parts
-        for name in sorted(arguments.sets, key=graph_packed.SETS.index, reverse=part == "best")
+        for part in arguments.parts
+        for name in sorted(arguments.sets, key=graph_packed.SETS.index, reverse=part in ("chosen", "best"))
         for place in range(arguments.splits)
     ]
     about = provenance(shlex.join(["python", *sys.argv]), 0)
@@ -212,7 +248,8 @@ def main() -> None:
     if arguments.jobs == 1:
         sys.exit(not all(list(map(one, tasks))))
     os.environ["OMP_NUM_THREADS"] = "1"
-    with multiprocessing.get_context("spawn").Pool(arguments.jobs) as pool:
+    context = multiprocessing.get_context("spawn")
+    with context.Pool(arguments.jobs, settle, (context.Value("i", 0), torch.cuda.device_count())) as pool:
         sys.exit(not all(pool.map(one, tasks, chunksize=1)))
 
 
