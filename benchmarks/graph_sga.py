@@ -7,8 +7,8 @@ The parts, one JSON line a run:
   {none, add, delete, both} x {no curriculum, published, and for SGCN per sign} x {random, spectral features}; SGCN
   proposes, with the preset thresholds of each graph. GCN and GAT learn without triplet losses, which shrink them to one
   vector.
-- chosen: SGCN with spectral features; for each split, the augmentation and the curriculum with the best AUC on a tenth
-  of the training edges, against plain training, both then calibrated and fitted anew. Test edges choose nothing.
+- search, chosen: SGCN with spectral features; for each split, the augmentation and the curriculum with the best AUC on
+  a tenth of the training edges, against plain training, both calibrated and fitted anew. Test edges choose nothing.
 - scorers: every scorer of thrifty with its usual settings, calibrated.
 GPUs are used where there are any, in turn; with --minutes no run starts after that time. What the results file holds
 already is not run again.
@@ -62,6 +62,7 @@ CHOICES: dict[str, dict[str, Any]] = {
     "both near": {"delete_positive": 0.3, "delete_negative": 0.3, "add_positive": 0.9, "add_negative": 0.9}
     | {"candidates": "near"},
 }
+Rows = list[dict[str, Any]]
 SCORERS = ("triads", "stack", "masked_gnn", "sgcn", "gcn", "gat", "sdgnn")
 
 
@@ -81,9 +82,7 @@ def score(model: SignModel, test: SignedGraph) -> dict[str, float]:
     return metrics.measure(model.probability(test.source, test.target), test.sign, model.threshold)
 
 
-def grid(
-    name: str, train: SignedGraph, test: SignedGraph, done: list[dict[str, Any]], scorer: str, features: str
-) -> Any:
+def grid(name: str, train: SignedGraph, test: SignedGraph, done: Rows, scorer: str, features: str) -> Any:
     """The published pipeline and its parts, for one network with one kind of features."""
     wanted = [
         {"scorer": scorer, "features": features, "augment": augment, "curriculum": curriculum}
@@ -123,32 +122,45 @@ def augmented(graph: SignedGraph, choice: str) -> SignedGraph:
     return apply(Sga(**CHOICES[choice]).plan(GraphJob.of(graph, seed=SEED)), graph).graph
 
 
-def chosen(name: str, train: SignedGraph, test: SignedGraph, done: list[dict[str, Any]]) -> Any:
-    """Plain training, and the best of all choices on held-out training edges."""
-    if len(done) == 2:
+def search(name: str, train: SignedGraph, test: SignedGraph, done: Rows, choice: str) -> Any:
+    """One augmentation, with and without the curriculum, on held-out training edges."""
+    if len(_searched(done, choice)) == 2:
         return
     held_out = held_out_edges(train, SEED)
     learnt, judged = train.take(~held_out), train.take(held_out)
-    generator, scorer = Sgcn().fit(learnt, SEED, None, silent), Sgcn()
-    found = {}
-    for choice, changes in CHOICES.items():
-        graph = learnt
-        if choice != "none":
-            graph = apply(Sga(**changes).plan_with(generator, GraphJob.of(learnt, seed=SEED)), learnt).graph
-        for curriculum in ("none", "per sign"):
-            model = SignModel.uncalibrated(graph, scorer, SEED, silent, None, paced(curriculum))
-            found[choice, curriculum] = score(model, judged)["auc"]
+    graph = augmented(learnt, choice)
+    for curriculum in ("none", "per sign"):
+        model = SignModel.uncalibrated(graph, Sgcn(), SEED, silent, None, paced(curriculum))
+        yield {"which": "search", "augment": choice, "curriculum": curriculum} | score(model, judged)
+
+
+def _searched(done: Rows, *choices: str) -> dict[tuple[str, str], float]:
+    rows = [row for row in done if row["which"] == "search" and row["augment"] in choices]
+    return {(row["augment"], row["curriculum"]): row["auc"] for row in rows}
+
+
+def chosen(name: str, train: SignedGraph, test: SignedGraph, done: Rows) -> Any:
+    """Plain training, and the best of all choices on held-out training edges."""
+    found = _searched(done, *CHOICES)
+    if len(found) < 2 * len(CHOICES):
+        print("search is not complete:", name, flush=True)
+        return
     best = max(found, key=lambda one: found[one])
-    told = {f"{choice}, {curriculum}": value for (choice, curriculum), value in found.items()}
+    told = {row["which"]: row for row in done}
     for which, (choice, curriculum) in (("plain", ("none", "none")), ("chosen", best)):
+        if which in told:
+            continue
+        about = {"which": which, "augment": choice, "curriculum": curriculum}
+        if best == ("none", "none") and "plain" in told:  # the same fit
+            yield {**told["plain"], **about}
+            continue
         prepare = None if choice == "none" else functools.partial(augmented, choice=choice)
-        model = SignModel.fit(train, scorer, SEED, silent, prepare, paced(curriculum))
-        yield {"which": which, "augment": choice, "curriculum": curriculum, "validation": told} | score(model, test)
+        model = SignModel.fit(train, Sgcn(), SEED, silent, prepare, paced(curriculum))
+        told[which] = about | score(model, test)
+        yield told[which]
 
 
-def scorers(
-    name: str, train: SignedGraph, test: SignedGraph, done: list[dict[str, Any]], which: tuple[str, ...] = SCORERS
-) -> Any:
+def scorers(name: str, train: SignedGraph, test: SignedGraph, done: Rows, which: tuple[str, ...] = SCORERS) -> Any:
     """Every scorer with its usual settings."""
     for one in which:
         if any(row["scorer"] == one for row in done):
@@ -168,6 +180,7 @@ def scorers(
 
 
 PARTS = {
+    **{f"search {choice}": ("chosen", functools.partial(search, choice=choice)) for choice in CHOICES},
     "chosen": ("chosen", chosen),
     "grid spectral": ("grid", functools.partial(grid, scorer="sgcn", features="spectral")),
     "grid random": ("grid", functools.partial(grid, scorer="sgcn", features="random")),
@@ -207,7 +220,7 @@ def work(task: tuple[str, str, int], packed: Path, results: Path, until: float, 
     return True
 
 
-def read(results: Path) -> list[dict[str, Any]]:
+def read(results: Path) -> Rows:
     """The lines that are there already; one that another process is just writing is not."""
     text = results.read_text(encoding="utf-8") if results.exists() else ""
     return [json.loads(line) for line in text.split("\n")[:-1]]
@@ -218,7 +231,7 @@ def settle(turn: Any, num_gpus: int) -> None:
     with turn.get_lock():
         turn.value += 1
         if num_gpus:
-            os.environ["CUDA_VISIBLE_DEVICES"] = str(turn.value % num_gpus)
+            torch.cuda.set_device(turn.value % num_gpus)
 
 
 def main() -> None:
@@ -239,7 +252,7 @@ def main() -> None:
     tasks = [
         (part, name, place)
         for part in arguments.parts
-        for name in sorted(arguments.sets, key=graph_packed.SETS.index, reverse=part in ("chosen", "best"))
+        for name in sorted(arguments.sets, key=graph_packed.SETS.index, reverse=not part.startswith(("gcn", "gat")))
         for place in range(arguments.splits)
     ]
     about = provenance(shlex.join(["python", *sys.argv]), 0)
