@@ -1,0 +1,1 @@
+"""ToMoE: a dense language model becomes a mixture of experts with a fixed active budget."""

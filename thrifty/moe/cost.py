@@ -1,0 +1,156 @@
+"""What a plan's parts cost: parameters that act on a token, and the differentiable share of them.
+
+Three scopes, and every report names its own:
+- `mlp`: the linears of the MLPs only;
+- `blocks`: those and the linears of the attention (the paper's count; no embeddings, norms, biases, head or routers);
+- `model`: everything, with embeddings, head, norms, biases and routers.
+
+The width of an MLP is that of its widest expert, as in the paper: what is charged is what a token may need at most.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from thrifty.budget import Budget, Keep
+from thrifty.errors import SettingError
+from thrifty.moe.sites import Site, found
+
+Scope = Literal["mlp", "blocks", "model"]
+SCOPES: tuple[Scope, ...] = ("mlp", "blocks", "model")
+MULTIPLE = 16
+"""Widths of experts are multiples of this, so that rows are aligned for every kernel."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """One thing a plan decides on: `size` units of `unit_weights` weights each. `scope` is `mlp` or `blocks`."""
+
+    size: int
+    unit_weights: int
+    scope: Scope
+
+    @property
+    def weights(self) -> int:
+        """All weights of the part."""
+        return self.size * self.unit_weights
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """The parts of a dense model in numbers; `rest` is what no plan decides on (embeddings, head, norms, biases)."""
+
+    parts: dict[str, Part]
+    num_layers: int
+    width: int
+    embedding: int
+    head: int
+    is_tied: bool
+    rest: int
+    element_bytes: int
+
+    @staticmethod
+    def of(model: nn.Module) -> "Sizes":
+        """Count `model`. Raises `ModelError` where its structure is not known."""
+        sites = found(model)
+        parts = {name: part for site in sites for name, part in _parts(site).items()}
+        total = sum(parameter.numel() for parameter in model.parameters())  # tied weights are one parameter
+        embedding = _weights(getattr(model, "get_input_embeddings", lambda: None)())
+        head_module = getattr(model, "get_output_embeddings", lambda: None)()
+        is_tied = head_module is not None and head_module.weight is model.get_input_embeddings().weight  # type: ignore[operator]
+        return Sizes(
+            parts,
+            num_layers=len(sites),
+            width=sites[0].width,
+            embedding=embedding,
+            head=_weights(head_module),
+            is_tied=is_tied,
+            rest=total - sum(part.weights for part in parts.values()),
+            element_bytes=sites[0].up.weight.element_size(),
+        )
+
+    def weights(self, scope: Scope) -> int:
+        """The weights of the dense model in `scope`."""
+        own = sum(part.weights for part in self.parts.values() if scope != "mlp" or part.scope == "mlp")
+        return own + (self.rest if scope == "model" else 0)
+
+    def active(self, widths: Mapping[str, Tensor | float | int], scope: Scope = "mlp", routers: int = 0) -> Tensor:
+        """Weights that act on one token, differentiable; `widths` are units kept by part, those not named are whole.
+        `routers` weights are added in scope `model`."""
+        unknown = [name for name in widths if name not in self.parts]
+        if unknown:
+            raise SettingError(f"{unknown[0]} is no part of this model; it has {len(self.parts)}, such as layers.0.mlp")
+        total: Tensor = torch.tensor(float(self.rest + routers if scope == "model" else 0.0))
+        for name, part in self.parts.items():
+            if scope == "mlp" and part.scope != "mlp":
+                continue
+            kept = widths.get(name, part.size)
+            total = total + part.unit_weights * (kept.float().cpu() if isinstance(kept, Tensor) else float(kept))
+        return total
+
+    def active_ratio(self, widths: Mapping[str, Tensor | float | int], scope: Scope = "mlp") -> Tensor:
+        """`active` as a share of the dense model in the same scope: a scalar to put into a loss."""
+        return self.active(widths, scope) / self.weights(scope)
+
+    def cost(self, scope: Scope = "mlp") -> Callable[[Keep], Tensor]:
+        """The cost of a keep for `Budget`: active weights in `scope`."""
+        return lambda keep: self.active(widths_of(keep), scope)
+
+    def budget(self, ratio: float | int, scope: Scope = "mlp") -> Budget:
+        """At most `ratio` of the weights in `scope` active. Raises `SettingError` unless 0 < ratio < 1."""
+        check_ratio(ratio)
+        return Budget(self.cost(scope), ratio * self.weights(scope), "active parameters")
+
+    def uniform_width(self, ratio: float | int, scope: Scope = "mlp", keeps_attention: bool = True) -> dict[str, int]:
+        """Widths of the MLPs, one share of each, multiples of 16, that meet `ratio` in `scope` from below.
+
+        Where `keeps_attention` is False attention shrinks by the same share. Raises `SettingError` where the attention
+        and the rest alone cost more than `ratio`.
+        """
+        check_ratio(ratio)
+        mlp, counted = self.weights("mlp"), self.weights(scope)
+        if keeps_attention or scope == "mlp":
+            share = (ratio * counted - (counted - mlp)) / mlp
+        else:
+            share = (ratio * counted - (counted - self.weights("blocks"))) / self.weights("blocks")
+        if share <= 0:
+            fixed = 1 - mlp / counted
+            raise SettingError(
+                f"active {ratio:g} of the {scope}: what stays whole is {fixed:.0%} already; ask for more"
+            )
+        names = (name for name, part in self.parts.items() if part.scope == "mlp")
+        return {name: round_width(share * self.parts[name].size, self.parts[name].size) for name in names}
+
+
+def check_ratio(ratio: float | int) -> None:
+    """Raise `SettingError` unless 0 < ratio < 1."""
+    if not 0 < ratio < 1:
+        raise SettingError(f"active {ratio:g} is no share of the parameters; use a number between 0 and 1, such as 0.5")
+
+
+def round_width(width: float | int, channels: int) -> int:
+    """The multiple of 16 below `width`, at least 16 and at most `channels`."""
+    return min(max(int(width + 1e-6) // MULTIPLE * MULTIPLE, MULTIPLE), channels)
+
+
+def widths_of(keep: Keep) -> dict[str, Tensor]:
+    """Units of each part that are kept: of an MLP with experts, (experts, channels), those of the widest expert."""
+    return {name: kept.float().sum(-1).max() if kept.ndim == 2 else kept.float().sum() for name, kept in keep.items()}
+
+
+def _parts(site: Site) -> dict[str, Part]:
+    attention, d = site.attention, site.width
+    heads, kv_heads, head_dim = attention.heads, attention.kv_heads, attention.head_dim
+    mlp = Part(site.channels, (2 if site.gate is None else 3) * d, "mlp")
+    pairs = head_dim // 2
+    qk = Part(pairs, 2 * d * (heads + kv_heads), "blocks")
+    vo = Part(head_dim, d * (heads + kv_heads), "blocks")
+    return {site.name: mlp, f"{site.attention_name}.qk": qk, f"{site.attention_name}.vo": vo}
+
+
+def _weights(module: nn.Module | None) -> int:
+    weight = getattr(module, "weight", None)
+    return 0 if weight is None else int(weight.numel())
