@@ -9,9 +9,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from thrifty.budget import Budget
-from thrifty.prune.cost import budget_of, repair
+from thrifty.prune.cost import budget_of, steps_of
 from thrifty.prune.coupling import Coupling, Group, coupling_of
 from thrifty.prune.images import Images
+from thrifty.prune.repair import repair
 from thrifty.prune.training import Training
 from thrifty.progress import Track, silent
 
@@ -88,8 +89,16 @@ class PruneJob:
         """The parts to keep where those with the highest scores stay, all groups in one ranking, within the budget (or
         within another `limit` of the same cost)."""
         budget = self.budget if limit is None else replace(self.budget, limit=limit)
-        scores = {name: score.detach().cpu() for name, score in scores.items()}
-        return repair(scores, budget.best(scores), budget, round_to=self.round_to)
+        return best(scores, budget, self.groups, self.round_to)
+
+
+def best(
+    scores: Mapping[str, Tensor], budget: Budget, groups: Sequence[Group], round_to: int = 1
+) -> dict[str, Float[Tensor, " parts"]]:
+    """The parts with the highest scores that fit, in widths that are multiples of `round_to`, as close to the limit as
+    whole parts come."""
+    scores = {name: score.detach().cpu() for name, score in scores.items()}
+    return repair(scores, budget.best(scores), budget, steps_of(groups, round_to))
 
 
 def weights_of(model: nn.Module, groups: Sequence[Group]) -> dict[str, Float[Tensor, "parts weights"]]:

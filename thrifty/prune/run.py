@@ -270,9 +270,10 @@ class Run:
         size = self.batches.size
         self._step(self._draw[place * size : (place + 1) * size])
         self.done += 1
-        if self.done % _CHECK_EVERY == 0 or self.done == self.num_steps:
+        ends_epoch = place + 1 == self.batches.num_batches
+        if ends_epoch or self.done % _CHECK_EVERY == 0:
             self._check_finite()
-        return Step(self.done, epoch, place + 1 == self.batches.num_batches, rate)
+        return Step(self.done, epoch, ends_epoch, rate)
 
     _draw: Tensor | None = None
 

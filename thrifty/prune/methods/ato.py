@@ -13,9 +13,9 @@ from thrifty.budget import Budget
 from thrifty.errors import SettingError
 from thrifty.plan import Plan
 from thrifty.prune import ranks
-from thrifty.prune.cost import budget_of, repair
+from thrifty.prune.cost import budget_of
 from thrifty.prune.coupling import Coupling, coupling_of
-from thrifty.prune.job import PruneJob
+from thrifty.prune.job import PruneJob, best
 from thrifty.prune.layout import Layout
 from thrifty.prune.loop import Criterion, Loop, Phases
 from thrifty.prune.run import Run, Step
@@ -109,24 +109,25 @@ class Ato:
         criterion: Criterion = cross_entropy,
     ) -> Loop:
         groups = coupling.prunable(residual=residual)
-        device = next(model.parameters()).device
-        search = Search(Layout.of(groups), budget, self._search(), device, seed)
+        device, phases = next(model.parameters()).device, self._phases()
+        search = Search(Layout.of(groups), budget, self._search(phases.controller_steps_of(num_steps)), device, seed)
 
-        def repaired(scores: Mapping[str, Tensor], kept: Mapping[str, Tensor]) -> dict[str, Tensor]:
-            on_cpu = [{name: tensor.cpu() for name, tensor in one.items()} for one in (scores, kept)]
-            return repair(*on_cpu, budget, round_to=round_to)
+        def choose(scores: Mapping[str, Tensor]) -> dict[str, Tensor]:
+            return best(scores, budget, groups, round_to)
 
-        return Loop(model, optimizer, coupling, groups, search, self._phases(), num_steps, repaired, criterion)
+        return Loop(model, optimizer, coupling, groups, search, phases, num_steps, choose, criterion)
 
-    def _search(self) -> SearchSettings:
+    def _search(self, num_steps: int) -> SearchSettings:
+        """What the controller learns with. A short search, of fewer steps than asked for, takes longer steps."""
         one = SearchSettings(
             temperature=self.temperature,
             strength=self.strength,
             averaging=self.averaging,
-            learning_rate=self.learning_rate,
+            learning_rate=self.learning_rate * max(1.0, self.controller_steps / num_steps),
         )
         if self.recipe == "published":
-            return replace(one, is_annealed=False, is_soft=True, averaging=0.0, dead_zone=0.005)
+            rate = self.learning_rate
+            return replace(one, learning_rate=rate, is_annealed=False, is_soft=True, averaging=0.0, dead_zone=0.005)
         return one
 
     def _phases(self) -> Phases:
