@@ -129,6 +129,10 @@ def refuse_unreachable(budget: Budget, floor: Keep, text: str) -> None:
     if not budget.fits(floor):
         whole, reachable = budget.spent({}), budget.spent(floor)
         raise SettingError(
-            f"budget {text}: this model cannot go below {reachable:,.6g} {budget.unit}, {reachable / whole:.1%} of its "
-            f"{whole:,.6g}; ask for at least that"
+            f"budget {text}: this model cannot go below {_amount(reachable)} {budget.unit}, {reachable / whole:.1%} of "
+            f"its {_amount(whole)}; ask for at least that"
         )
+
+
+def _amount(value: float) -> str:
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.4g}"

@@ -60,10 +60,11 @@ class Work:
 
 @dataclass(frozen=True)
 class Size:
-    """A size that a module's own code may hold: the atoms along one dimension of a view in that module."""
+    """A size that a module's own code may hold: one dimension of a view in that module, whose atoms are `atoms`."""
 
     module: str
     atoms: Atoms
+    axis: int
 
 
 @dataclass(frozen=True)
