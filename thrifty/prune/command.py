@@ -23,10 +23,14 @@ if TYPE_CHECKING:
 @click.option("--train", "train_pairs", multiple=True, metavar="FIELD=VALUE", help="A setting of the training.")
 @click.option("--epochs", type=click.IntRange(min=1), help="Epochs in all, whatever the method. Default: 100.")
 @click.option("--num-train", type=click.IntRange(min=2), help="Use only so many training images (not of digits).")
-@click.option("--round-to", default=1, show_default=True, type=click.IntRange(min=1), help="Widths are multiples of it.")
+@click.option(
+    "--round-to", default=1, show_default=True, type=click.IntRange(min=1), help="Widths are multiples of it."
+)
 @click.option("--residual", is_flag=True, help="Let the widths of residual streams shrink as well.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, ...")
-@click.option("--batch", default=64, show_default=True, type=click.IntRange(min=1), help="Images when latency is timed.")
+@click.option(
+    "--batch", default=64, show_default=True, type=click.IntRange(min=1), help="Images when latency is timed."
+)
 @click.option("--seed", default=0, show_default=True, type=click.IntRange(0, 2**32 - 1))
 @click.option("--resume", is_flag=True, help="Go on with the run in the folder.")
 @click.option("--overwrite", is_flag=True, help="Start anew although the folder holds files.")

@@ -1,4 +1,4 @@
-"""What is given when a network is to become smaller: the network, the images, what may remain, and how long to train."""
+"""What is given when a network is to become smaller: the network, the images, what may remain, how long to train."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -9,12 +9,12 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from thrifty.budget import Budget
+from thrifty.progress import Track, silent
 from thrifty.prune.cost import budget_of, steps_of
 from thrifty.prune.coupling import Coupling, Group, coupling_of
 from thrifty.prune.images import Images
 from thrifty.prune.repair import repair
 from thrifty.prune.training import Training
-from thrifty.progress import Track, silent
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class PruneJob:
     budget: Budget
     training: Training = field(default_factory=Training)
     seed: int = 0
-    device: torch.device = torch.device("cpu")
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     round_to: int = 1
     residual: bool = False
     folder: Path | None = None

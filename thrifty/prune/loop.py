@@ -100,8 +100,8 @@ class Loop:
         self.done = 0
         self.keep: dict[str, Tensor] | None = None
         self.is_cut = False
-        self._projection = Projection(ranks.inner(model), groups)
-        self._kept = torch.ones(search.layout.num_parts, device=self._projection.device)
+        self.projection = Projection(ranks.inner(model), groups)
+        self._kept = torch.ones(search.layout.num_parts, device=self.projection.device)
 
     @property
     def phase(self) -> Phase:
@@ -170,7 +170,7 @@ class Loop:
         facts: dict[str, Any] = {"phase": self.phase, "kept": self.spent, "target": float(self.search.budget.limit)}
         if self.is_cut:
             return facts
-        facts["longest_dropped"] = float((self._projection.norms() * (1 - self._kept)).max())
+        facts["longest_dropped"] = float((self.projection.norms() * (1 - self._kept)).max())
         if measure is not None and self.phase != "warm-up":
             with masked(network, self.groups, self.mask):
                 facts["accuracy_masked"] = measure(network)
@@ -215,7 +215,7 @@ class Loop:
         """One projection step of the parts that the mask drops."""
         if self.phases.is_removed:
             remaining = max(self._step_at(self.phases.shrink) - self.done + 1, 1)
-            self._projection.scale(1 - (1 - self._kept) / remaining)
+            self.projection.scale(1 - (1 - self._kept) / remaining)
             return
         if self.done < self._step_at(self.phases.late):
             return
@@ -225,12 +225,14 @@ class Loop:
         share = of_group / dropped.sum().clamp_min(1)
         rate = float(self.optimizer.param_groups[0]["lr"])
         amount = strength * rate * share[self.search.layout.group_of_part(dropped.device)]
-        self._projection.shrink(amount * dropped)
+        self.projection.shrink(amount * dropped)
 
     def _decide(self) -> None:
         """The search is over: what stays, within the budget."""
         if not bool(self.search.average.isfinite().all()):
-            raise DataError("the loss is no number any more, nor is what the controller learnt; lower the learning rate")
+            raise DataError(
+                "the loss is no number any more, nor is what the controller learnt; lower the learning rate"
+            )
         keep = self.choose(self.search.scores())
         self._kept = ranks.of_first(self.search.layout.flat(keep).to(self._kept))
         self.keep = {name: kept.cpu() for name, kept in self.search.layout.named(self._kept).items()}

@@ -16,7 +16,6 @@ from thrifty.prune.gating import masked
 from thrifty.prune.job import PruneJob, example_of
 
 
-
 @dataclass(frozen=True)
 class Outcome:
     """A plan, the small network that it gives, and its row in a report."""

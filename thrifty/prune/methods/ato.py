@@ -56,9 +56,8 @@ class Ato:
     def plan(self, job: PruneJob) -> Plan:
         """Train the job's network and decide what stays. Raises `DataError` where the loss is no number any more."""
         with Run(job, self) as run:
-            loop = self._loop(
-                run.model, run.optimizer, job.coupling, job.budget, run.num_steps, job.seed, job.round_to, job.residual
-            )
+            how = {"seed": job.seed, "round_to": job.round_to, "residual": job.residual}
+            loop = self.loop_of(run.model, run.optimizer, job.coupling, job.budget, run.num_steps, **how)
             run.register("ato", loop)
             if loop.keep is None:
                 run.hold_out()
@@ -94,20 +93,23 @@ class Ato:
         """
         coupling = coupling_of(ranks.inner(model), example)
         budget = budget_of(keep, coupling, residual=residual, round_to=round_to)
-        return self._loop(model, optimizer, coupling, budget, num_steps, seed, round_to, residual, criterion)
+        how = {"seed": seed, "round_to": round_to, "residual": residual}
+        return self.loop_of(model, optimizer, coupling, budget, num_steps, **how, criterion=criterion)
 
-    def _loop(
+    def loop_of(
         self,
         model: nn.Module,
         optimizer: Optimizer,
         coupling: Coupling,
         budget: Budget,
         num_steps: int,
-        seed: int,
-        round_to: int,
-        residual: bool,
+        *,
+        seed: int = 0,
+        round_to: int = 1,
+        residual: bool = False,
         criterion: Criterion = cross_entropy,
     ) -> Loop:
+        """As `loop`, where the groups and the budget are known."""
         groups = coupling.prunable(residual=residual)
         device, phases = next(model.parameters()).device, self._phases()
         search = Search(Layout.of(groups), budget, self._search(phases.controller_steps_of(num_steps)), device, seed)
