@@ -3,11 +3,13 @@
 The weights of a channel are one row of `gate`, `up` and `down` (d numbers each), so an expert is some runs of rows
 (`thrifty.moe.packing`). Three ways to run:
 - few tokens on a CPU: a C++ kernel reads the rows of each token's expert where they are (`thrifty.moe.native_kernel`);
-- a GPU: kernels in Triton gather the rows of an expert while they multiply (`thrifty.moe.kernels`);
+- a GPU: kernels in Triton read the rows of an expert while they multiply (`thrifty.moe.kernels`);
 - else, and wherever gradients are wanted: tokens are sorted by expert, the common channels are one product for all
   tokens, and the runs of an expert are put side by side once for all of its tokens.
 """
 
+import functools
+import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +20,9 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from thrifty.moe.packing import Run, common_of, runs_of
+
+_KERNEL_NAMES = {"SiLU": "silu", "SiLUActivation": "silu", "NewGELUActivation": "gelu", "GELUTanh": "gelu"}
+"""The activations that kernels know, by the class of the module."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +63,7 @@ class PackedMlp(nn.Module):
         self.choice: Tensor | None = None
         self._source: tuple[PackedMlp, ...] = ()
         self._runs: Runs | None = None
+        self._table: Any = None
 
     def follow(self, source: "PackedMlp") -> None:
         """Use the expert that `source`, an earlier layer, chose for each token."""
@@ -69,6 +75,15 @@ class PackedMlp(nn.Module):
         if self._runs is None:
             self._runs = Runs.of(self.members)
         return self._runs
+
+    @property
+    def table(self) -> Any:
+        """The channels of each expert by number, for kernels that gather; read from `members` at first use."""
+        if self._table is None or self._table.widths.device != self.members.device:
+            from thrifty.moe.kernels.many import Table
+
+            self._table = Table.of(self.members)
+        return self._table
 
     def forward(self, x: Float[Tensor, "*tokens d"]) -> Float[Tensor, "*tokens d"]:
         """Each token through its expert."""
@@ -97,16 +112,35 @@ class Runs:
 
 def choose(router: Float[Tensor, "experts d"], x: Float[Tensor, "tokens d"]) -> Int[Tensor, " tokens"]:
     """The expert of each token, computed in float32 also under autocast."""
+    if x.is_cuda and _has_triton() and not torch.is_grad_enabled():
+        from thrifty.moe.kernels.few import route
+
+        return route(x.contiguous(), router)
     with torch.autocast(x.device.type, enabled=False):
         return linear(x.float(), router.float()).argmax(-1)
 
 
-def run(
-    mlp: PackedMlp, x: Float[Tensor, "tokens d"], choice: Int[Tensor, " tokens"] | None
-) -> Float[Tensor, "tokens d"]:
+def run(mlp: PackedMlp, x: Float[Tensor, "tokens d"], choice: Int[Tensor, " tokens"] | None) -> Float[Tensor, "tokens d"]:
     """Each token through the expert `choice` names; None: all through the only expert."""
+    name = _KERNEL_NAMES.get(type(mlp.activation).__name__)
+    if choice is not None and name and x.is_cuda and _has_triton() and not torch.is_grad_enabled():
+        return _run_kernels(mlp, x.contiguous(), choice, name)
     out = _part(mlp, x, [(0, mlp.shape.stored)]) if choice is None else run_sorted(mlp, x, choice)
     return out if mlp.out_bias is None else out + mlp.out_bias
+
+
+def _run_kernels(mlp: PackedMlp, x: Tensor, choice: Tensor, activation: str) -> Tensor:
+    from thrifty.moe.kernels.few import MOST_TOKENS, run_few
+    from thrifty.moe.kernels.many import run_many
+
+    if len(x) <= MOST_TOKENS:
+        return run_few(mlp, x, choice, activation)
+    return run_many(mlp, x, choice, mlp.table, activation)
+
+
+@functools.cache
+def _has_triton() -> bool:
+    return importlib.util.find_spec("triton") is not None
 
 
 def run_sorted(

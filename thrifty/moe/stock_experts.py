@@ -39,7 +39,8 @@ def run_experts(
     if hidden_states.is_cuda:
         from thrifty.moe.grouped import run_grouped
 
-        out = run_grouped(hidden_states, choice, experts.gate_up_proj, experts.down_proj, experts.act_fn)
+        gated = experts._apply_gate  # transformers' own way to say how gate and up become hidden channels
+        out = run_grouped(hidden_states, choice, experts.gate_up_proj, experts.down_proj, gated)
     else:
         out = run_views(hidden_states, choice, experts.gate_up_proj, experts.down_proj, experts.act_fn)
     return out * top_k_weights.to(out.dtype)
