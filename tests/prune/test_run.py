@@ -68,11 +68,11 @@ def stopped(job: PruneJob, method: object, after: int, monkeypatch: pytest.Monke
 def test_a_run_that_is_stopped_after_any_step_ends_as_if_it_had_not_been(
     method, after: int, made_job: PruneJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = fresh(made_job, history=[])
+    whole = fresh(made_job)
     plan = method.plan(whole)
     always = replace(QUICK, save_seconds=-1.0)
     stopped(fresh(made_job, training=always, folder=tmp_path), method, after, monkeypatch)
-    again = fresh(made_job, training=always, folder=tmp_path, resume=True, history=[])
+    again = fresh(made_job, training=always, folder=tmp_path, resume=True)
     assert method.plan(again) == plan
     for name, tensor in again.model.state_dict().items():
         assert torch.equal(tensor, whole.model.state_dict()[name]), name
@@ -143,7 +143,7 @@ def test_a_loss_that_is_no_number_is_told_and_the_last_good_state_stays(made_job
 
 
 def test_every_epoch_leaves_a_line_in_the_log(made_job: PruneJob, tmp_path: Path) -> None:
-    job = fresh(made_job, folder=tmp_path, history=[])
+    job = fresh(made_job, folder=tmp_path)
     Ato().plan(job)
     lines = [json.loads(line) for line in (tmp_path / checkpoint.LOG).read_text().splitlines()]
     assert lines == job.history

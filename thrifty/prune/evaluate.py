@@ -53,6 +53,11 @@ def latencies_ms(models: Sequence[nn.Module], inputs: Tensor, rounds: int = _ROU
     return [statistics.median(one) for one in times]
 
 
+def latency_ms(model: nn.Module, inputs: Tensor, rounds: int = _ROUNDS) -> float:
+    """The median milliseconds of a forward pass in eval mode, after a few that do not count."""
+    return latencies_ms([model], inputs, rounds)[0]
+
+
 @torch.no_grad()
 def largest_difference(one: nn.Module, other: nn.Module, inputs: Tensor) -> float:
     """The largest absolute difference between the outputs of two networks in eval mode."""

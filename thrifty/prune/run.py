@@ -112,6 +112,8 @@ class Run:
         torch.manual_seed(mixed(self.job.seed, self.done))
         if self._random is not None:
             torch.set_rng_state(self._random)
+        if self.job.device.type == "cuda":
+            self._exits.enter_context(torch.backends.cudnn.flags(enabled=True, benchmark=True))
         if threading.current_thread() is threading.main_thread():
             before = signal.signal(signal.SIGINT, self._stop)
             self._exits.callback(signal.signal, signal.SIGINT, before)
