@@ -28,12 +28,12 @@ def union(masks: Float[Tensor, "experts channels"]) -> Float[Tensor, ""]:
     return (1 - (1 - masks).prod(0)).mean()
 
 
-def union_loss(masks: Sequence[Float[Tensor, "experts _"]]) -> Float[Tensor, ""]:
+def union_loss(unions: Float[Tensor, " layers"]) -> Float[Tensor, ""]:
     """How far the experts of each layer are from covering all channels; without it they collapse into one static mask.
 
     The mean over MLP layers; the released code divides by MLP and attention layers, half of which are zero.
     """
-    return torch.stack([log_ratio(union(one), 1.0) for one in masks]).mean()
+    return log_ratio(unions, 1.0).mean()
 
 
 def balance_loss(router_logits: Sequence[Float[Tensor, "*tokens experts"]]) -> Float[Tensor, ""]:
@@ -42,7 +42,7 @@ def balance_loss(router_logits: Sequence[Float[Tensor, "*tokens experts"]]) -> F
     losses = []
     for logits in router_logits:
         num_experts = logits.shape[-1]
-        load = torch.bincount(logits.argmax(-1).flatten(), minlength=num_experts) / logits[..., 0].numel()
-        chance = logits.float().softmax(-1).flatten(0, -2).mean(0)
-        losses.append(num_experts * (load * chance).sum())
+        rows = logits.float().flatten(0, -2)
+        first = torch.zeros_like(rows).scatter_(-1, rows.argmax(-1, keepdim=True), 1.0)
+        losses.append(num_experts * (first.mean(0) * rows.softmax(-1).mean(0)).sum())
     return torch.stack(losses).mean()

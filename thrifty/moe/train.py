@@ -110,7 +110,8 @@ def train(
     Raises `DataError` for a checkpoint that is damaged or of another training.
     """
     learnt = {name: tensor for name, tensor in tensors.items() if tensor.requires_grad}
-    optimizer = torch.optim.AdamW(list(learnt.values()), lr=recipe.rate, weight_decay=recipe.decay)
+    is_fused = all(tensor.is_cuda for tensor in learnt.values())
+    optimizer = torch.optim.AdamW(list(learnt.values()), recipe.rate, weight_decay=recipe.decay, fused=is_fused)
     start, history = 0, list[dict[str, float]]()
     pending: list[tuple[int, dict[str, Tensor]]] = []
     if checkpoint is not None and checkpoint.exists():

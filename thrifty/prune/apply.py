@@ -74,7 +74,7 @@ def shrink(
     (`gating.zero`), and the next step of the small network is the next step of the large one.
     """
     kept = kept_indices(model, coupling, keep)
-    lengths = _lengths(coupling, keep)
+    lengths = lengths_of(coupling, keep)
     cut(model, kept, lengths, optimizer)
 
 
@@ -112,7 +112,7 @@ def _sliced(tensor: Tensor, dims: Mapping[int, Tensor]) -> Tensor:
     return tensor.contiguous(memory_format=torch.channels_last if is_channels_last else torch.contiguous_format)
 
 
-def _lengths(coupling: Coupling, keep: Mapping[str, Tensor]) -> dict[str, dict[int, int]]:
+def lengths_of(coupling: Coupling, keep: Mapping[str, Tensor]) -> dict[str, dict[int, int]]:
     """For each module that holds sizes in its own code: what each was and what it becomes."""
     found: dict[str, dict[int, int]] = {}
     for size in coupling.sizes:

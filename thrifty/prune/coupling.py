@@ -121,7 +121,7 @@ def coupling_of(model: nn.Module, example_inputs: tuple[Any, ...], *, is_tried: 
 
     double = copy.deepcopy(model).eval()
     coupling = partition(walked(double, example_inputs), example_inputs, double)
-    if not coupling.prunable():
+    if not coupling.prunable(residual=True):
         found = "; ".join(sorted({group.reason for group in coupling.frozen})[:3]) or "no layer makes anything to drop"
         raise ModelError(f"nothing of {type(model).__name__} can go: {found}")
     return _tried(double, coupling) if is_tried else coupling

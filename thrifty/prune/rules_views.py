@@ -58,8 +58,7 @@ def _note(trace: Trace, call: Call, value: Value, axes: Sequence[int]) -> None:
     """Remember sizes that the module's code may hold, and values that several dimensions of one array decide on."""
     for axis in axes:
         if value.atoms.shape[axis] > 1:
-            rest = tuple(other for other in range(value.atoms.ndim) if other != axis)
-            trace.sizes.append(Size(call.module, value.atoms.max(rest)))
+            trace.sizes.append(Size(call.module, value.atoms, axis))
     if len(value.varies) > 1:
         trace.wide.append((value, f"{call} arranges them in a grid"))
 
