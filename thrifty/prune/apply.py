@@ -99,7 +99,9 @@ def cut(
         for key, value in list(held.items()):
             if isinstance(value, Tensor) and value.shape == tensor.shape:
                 held[key] = _sliced(value, dims)
-        tensor.data = _sliced(tensor.data, dims)
+        sliced = _sliced(tensor.data, dims)
+        tensor.data = sliced.to(torch.float32 if sliced.dtype == torch.float64 else torch.float64)
+        tensor.data = sliced  # by way of another type, so that autograd forgets the old shape even where a graph lives
         tensor.grad = None
     for path, module in model.named_modules():
         _tell(module, lengths.get(path, {}))
