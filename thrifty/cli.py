@@ -10,6 +10,7 @@ from thrifty import console, progress
 from thrifty.errors import ThriftyError
 from thrifty.graph.command import graph
 from thrifty.kv.command import kv
+from thrifty.prune.command import prune
 
 EXTRAS = {
     **dict.fromkeys(("transformers", "gguf", "accelerate"), "llm"),
@@ -26,6 +27,7 @@ def cli() -> None:
 
 cli.add_command(kv)
 cli.add_command(graph)
+cli.add_command(prune)
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -8,7 +8,9 @@ import transformers
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from thrifty.moe.job import MoeJob
 from thrifty.moe.sites import found
+from thrifty.moe.text import Corpus
 from thrifty.plan import Plan
 
 FAMILIES = ("Llama", "Mistral", "Qwen2", "Qwen3", "Phi")
@@ -80,3 +82,16 @@ def any_model(request: pytest.FixtureRequest) -> PreTrainedModel:
 def tokens() -> Tensor:
     """Two rows of 33 token ids."""
     return torch.randint(2, 97, (2, 33), generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture(scope="session")
+def corpus() -> Corpus:
+    """Forty windows of 32 random tokens to learn from, and four held out."""
+    ids = torch.randint(2, 97, (44, 32), generator=torch.Generator().manual_seed(2))
+    return Corpus(("random",), (ids[:40],), ids[40:])
+
+
+@pytest.fixture(scope="module")
+def job(corpus: Corpus) -> MoeJob:
+    """A tiny Llama of which half the MLPs may be active, and a training of six steps."""
+    return MoeJob.of(make(), corpus, 0.5, steps=6, batch=2, calibration=8)

@@ -4,17 +4,19 @@ import math
 import statistics
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import Cache, DynamicCache
 
-from thrifty.errors import DataError, SettingError
+from thrifty import perplexity
+from thrifty.errors import SettingError
 from thrifty.kv import passkey
 from thrifty.kv.cache import CompressedCache, CompressedLayer
 from thrifty.llm import LanguageModel, attention_shape
+from thrifty.perplexity import Tally
 from thrifty.progress import Track, silent
 
 MakeCache = Callable[[], Cache]
@@ -43,47 +45,8 @@ class Protocol:
 
 
 def windows_of(language: LanguageModel, text: str, name: str, protocol: Protocol) -> Tensor:
-    """The first `windows` non-overlapping windows of `text` as token ids [windows, window].
-
-    Raises `DataError` where the text is shorter than one window or the model cannot read so long a window.
-    """
-    if protocol.window > language.max_positions:
-        raise SettingError(f"window={protocol.window}: {language.name} reads at most {language.max_positions} tokens")
-    # Ten characters a token are more than any language needs; a whole book need not be tokenised for eight windows.
-    ids = language.encode(text[: protocol.windows * protocol.window * 10])
-    count = min(protocol.windows, len(ids) // protocol.window)
-    if count == 0:
-        raise DataError(
-            f"{name} has {len(ids)} tokens; one window of {protocol.window} is needed: "
-            "give a longer text or a smaller --window"
-        )
-    return torch.tensor(ids[: count * protocol.window]).view(count, protocol.window)
-
-
-@dataclass
-class Tally:
-    """Sums over predictions, window by window."""
-
-    loss: list[float] = field(default_factory=list)
-    divergence: list[float] = field(default_factory=list)
-    agreed: int = 0
-    predictions: int = 0
-
-    def row(self, reference: "Tally") -> dict[str, Any]:
-        """Perplexity, its ratio to the reference, KL divergence (nats) and top-1 agreement."""
-        ratios = [mine - plain for mine, plain in zip(self.loss, reference.loss, strict=True)]
-        count = len(self.loss)
-        error = statistics.stdev(ratios) / math.sqrt(count) if count > 1 else math.nan
-        ratio = math.exp(statistics.fmean(ratios))
-        return {
-            "ppl_plain": math.exp(statistics.fmean(reference.loss)),
-            "ppl": math.exp(statistics.fmean(self.loss)),
-            "ppl_ratio": ratio,
-            "ppl_ratio_error": ratio * error,
-            "kl": statistics.fmean(self.divergence),
-            "top1": self.agreed / self.predictions,
-            "predictions": self.predictions,
-        }
+    """The first `windows` non-overlapping windows of `text` as token ids [windows, window]: see `thrifty.perplexity`."""
+    return perplexity.windows_of(language, text, name, protocol.windows, protocol.window)
 
 
 @torch.inference_mode()

@@ -1,0 +1,171 @@
+"""Learn experts and routers by distillation from the dense model, whose weights stay frozen: what ToMoE does, and, with
+one expert and no router, DISP-LLM."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from thrifty import gates
+from thrifty.errors import SettingError
+from thrifty.gates import Controller
+from thrifty.moe import calibrate, cluster
+from thrifty.moe.balance import balance_loss, expected_width, log_ratio, union, union_loss
+from thrifty.moe.distill import divergence, hidden_states
+from thrifty.moe.job import MoeJob
+from thrifty.moe.learnt import Learnt, Table, acting, settled, top
+from thrifty.moe.sites import Site
+from thrifty.moe.train import Recipe, Team, train
+
+START, GATES, ROUTES = 1, 1_000, 500_000_000
+"""Purposes of random numbers; the step, and for routes the process too, are added."""
+FACTS = ("step", "kl", "active", "union")
+
+
+@dataclass(frozen=True)
+class Learning:
+    """How to learn; `thrifty.moe.methods.tomoe.Tomoe` says what each setting means."""
+
+    num_experts: int
+    start: Literal["clustered", "centroids", "published"]
+    logits: Literal["controller", "free"]
+    rate: float
+    decay: float
+    distil: float
+    limit: float
+    union: float
+    balance: float
+    spread: float
+    first: float
+    anneal: float
+    settle: float
+
+    def check(self, name: str) -> None:
+        """Raise `SettingError`, in the words of the method called `name`, for what cannot be trained."""
+        if not 1 <= self.num_experts <= 128:
+            raise SettingError(f"{name}: num_experts={self.num_experts}; use 1 to 128")
+        for setting in ("anneal", "settle"):
+            if not 0 <= getattr(self, setting) <= 1:
+                raise SettingError(f"{name}: {setting}={getattr(self, setting)}; use a share of the steps, 0 to 1")
+
+    def share_at(self, job: MoeJob, step: int) -> float:
+        """The share of the MLPs that is to be active at a step; it falls in a straight line from `first`."""
+        falling = self.anneal * job.steps
+        left = max(0.0, 1 - step / falling) if falling else 0.0
+        return job.share + left * max(0.0, self.first - job.share)
+
+    def first_settled(self, job: MoeJob) -> int:
+        """The step from which on the masks are the exported ones."""
+        return job.steps - round(self.settle * job.steps)
+
+
+def learn(job: MoeJob, learning: Learning) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """What to keep of each MLP, and the evidence: routers, and the history of the training (step, KL divergence, active
+    share, union). Goes on from `job.checkpoint` where that is there."""
+    learnt = Learnt(job.sites, learning.num_experts, job.generator(START), is_free=learning.logits == "free")
+    if learning.start != "published":
+        start_apart(job, learning, learnt)
+    with frozen(job.model):
+        history = train(
+            {**dict(learnt.named_parameters()), "widths": learnt.widths},
+            lambda step: _loss(job, learning, learnt, step),
+            Recipe(job.steps, learning.rate, learning.decay),
+            checkpoint=job.checkpoint,
+            identity=f"{learning!r} {job.active} {job.scope} {job.widths} {job.steps}x{job.batch} {job.seed}",
+            track=job.track,
+            team=Team.here(),
+        )
+    keep, evidence = exported(job, learnt)
+    rows = [[row[fact] for fact in FACTS] for row in history]
+    return keep, evidence | {"history": torch.tensor(rows, dtype=torch.float32)}
+
+
+def start_apart(job: MoeJob, learning: Learning, learnt: Learnt) -> None:
+    """Give the experts clusters of the MLP's inputs, their channels by what each cluster needs, and the routers the
+    clusters' places; the gates start `learning.first` open, or by the budget where nothing is annealed."""
+    wanted: dict[str, Tensor] = {}
+    generator = job.generator(START)
+    share = learning.share_at(job, 0)
+
+    def look(site: Site, x: Tensor, h: Tensor) -> None:
+        norms = calibrate.column_norms(site)
+        width = max(1, round(job.share * site.channels))
+        groups = cluster.groups(x, h, norms, learning.num_experts, width, generator, learning.start == "clustered")
+        wanted[site.name] = cluster.start_logits(groups.energy, share, learning.spread)
+        if learning.num_experts > 1:
+            learnt.router(site.name).data.copy_(groups.router)
+
+    calibrate.visit(job, look)
+    if isinstance(learnt.emitter, Controller):
+        cluster.solve_heads(learnt.emitter, wanted)
+    elif isinstance(learnt.emitter, Table):
+        learnt.emitter.set(wanted)
+
+
+@contextmanager
+def frozen(model: nn.Module) -> Iterator[None]:
+    """Within, no parameter of `model` asks for a gradient; afterwards those do that did."""
+    needed = [parameter.requires_grad for parameter in model.parameters()]
+    model.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter, was_needed in zip(model.parameters(), needed, strict=True):
+            parameter.requires_grad_(was_needed)
+
+
+def _loss(job: MoeJob, learning: Learning, learnt: Learnt, step: int) -> tuple[Tensor, dict[str, Tensor]]:
+    model, team = job.model, Team.here()
+    ids = team.part(job.corpus.batch(step, job.batch)).to(model.device)
+    with torch.no_grad():
+        teacher = hidden_states(model, ids)
+    logits = learnt.logits()
+    chance = {name: gates.keep_probability(one) for name, one in logits.items()}
+    is_settled = step >= learning.first_settled(job)
+    if is_settled:
+        widths = learnt.settle(lambda: fitted_widths(job, chance))
+        masks = {name: settled(one, width) for (name, one), width in zip(logits.items(), widths, strict=True)}
+        noise = None
+    else:
+        drawn = job.generator(GATES + step)
+        masks = {name: gates.gumbel_sigmoid(one, generator=drawn) for name, one in logits.items()}
+        noise = job.generator(ROUTES + step * team.size + team.rank)
+    with acting(job.sites, masks, dict(zip(learnt.names, learnt.routers, strict=True)), noise) as seen:
+        student = hidden_states(model, ids)
+    apart = divergence(student, teacher, model.get_output_embeddings())
+    shares = torch.stack([expected_width(one) / one.shape[-1] for one in (masks if is_settled else chance).values()])
+    unions = torch.stack([union(one) for one in masks.values()])
+    active = (shares * learnt.weights).sum()
+    total = learning.distil * apart
+    if not is_settled:
+        over = log_ratio(shares if job.widths == "equal" else active, learning.share_at(job, step))
+        total = total + learning.limit * over.mean()
+    if learning.num_experts > 1:
+        total = total + learning.union * union_loss(unions)
+        total = total + learning.balance * balance_loss(list(seen.router_logits.values()))
+    return total, {"kl": apart.detach(), "active": active.detach(), "union": unions.mean().detach()}
+
+
+@torch.no_grad()
+def fitted_widths(job: MoeJob, chance: dict[str, Tensor]) -> list[int]:
+    """The width of each layer's experts: what its widest is expected to have, fitted to the budget in steps of 16."""
+    return list(job.fitted({name: float(expected_width(one)) for name, one in chance.items()}).values())
+
+
+@torch.no_grad()
+def exported(job: MoeJob, learnt: Learnt) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """The masks and routers without noise: all experts of a layer have its width, the largest logits of each are its
+    channels, and a token's expert is the largest router logit."""
+    logits = learnt.logits()
+    chance = {name: gates.keep_probability(one) for name, one in logits.items()}
+    widths = learnt.settle(lambda: fitted_widths(job, chance))
+    keep, evidence = {}, {}
+    for name, width in zip(learnt.names, widths, strict=True):
+        keep[name] = top(logits[name], width).cpu()
+        if learnt.num_experts > 1:
+            evidence[f"{name}.router"] = learnt.router(name).detach().float().cpu().clone()
+    return keep, evidence

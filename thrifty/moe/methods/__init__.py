@@ -1,0 +1,1 @@
+"""Ways to choose the experts and their routers; one file each."""
