@@ -150,6 +150,7 @@ def _tell(module: nn.Module, lengths: Mapping[int, int]) -> None:
     elif isinstance(module, nn.Embedding):
         module.embedding_dim = module.weight.shape[1]
     for name, value in list(vars(module).items()):
-        is_count = any(word in name for word in _COUNTS_OF) and not any(word in name for word in _SIZES_OF_EACH)
+        is_of_each = any(word in name for word in _SIZES_OF_EACH) and not name.startswith("all_")
+        is_count = any(word in name for word in _COUNTS_OF) and not is_of_each
         if is_count and isinstance(value, int) and not isinstance(value, bool) and value in lengths:
             setattr(module, name, lengths[value])
