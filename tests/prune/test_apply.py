@@ -104,6 +104,15 @@ def test_shrinking_keeps_the_parameters_that_the_optimizer_holds(model, coupling
     assert [id(parameter) for parameter in optimizer.param_groups[0]["params"]] == before
 
 
+def test_shrinking_may_happen_while_the_graph_of_the_last_step_lives(model, coupling):
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    alive = model.train()(torch.randn(4, 3, 16, 16)).sum()
+    alive.backward(retain_graph=True)
+    shrink(model, coupling, halves(coupling), optimizer)
+    step(model, optimizer, seed=1)
+    assert model.blocks[0].conv1.weight.grad.shape[0] == 8
+
+
 def test_modules_say_the_sizes_that_they_have(model, coupling):
     small = apply(Plan("mine", halves(coupling, residual=True)), model, coupling)
     for module in small.modules():

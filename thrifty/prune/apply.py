@@ -101,7 +101,7 @@ def cut(
             if isinstance(value, Tensor) and value.shape == tensor.shape:
                 held[key] = _sliced(value, dims)
         sliced = _sliced(tensor.data, dims)
-        tensor.data = sliced.to(torch.float32 if sliced.dtype == torch.float64 else torch.float64)
+        tensor.data = sliced.to(torch.float16 if sliced.dtype == torch.float32 else torch.float32)
         tensor.data = sliced  # by way of another type, so that autograd forgets the old shape even where a graph lives
         tensor.grad = None
     for path, module in list(model.named_modules()):
