@@ -62,7 +62,7 @@ class PruneJob:
         `SettingError` where the budget is none or cannot be reached.
         """
         coupling = coupling_of(model, (example_of(images),))
-        budget = budget_of(keep, coupling, residual=residual, round_to=round_to)
+        budget = budget_of(keep, coupling, residual=residual, round_to=round_to, model=model, device=device)
         return PruneJob(
             model,
             images,
