@@ -10,6 +10,7 @@ from thrifty import console, progress
 from thrifty.errors import ThriftyError
 from thrifty.graph.command import graph
 from thrifty.kv.command import kv
+from thrifty.moe.command import moe
 from thrifty.prune.command import prune
 
 EXTRAS = {
@@ -28,6 +29,7 @@ def cli() -> None:
 cli.add_command(kv)
 cli.add_command(graph)
 cli.add_command(prune)
+cli.add_command(moe)
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -15,6 +15,7 @@ from thrifty.errors import SettingError
 from thrifty.plan import Plan
 from thrifty.prune.coupling import Coupling
 from thrifty.prune.gating import state_of
+from thrifty.prune.heads import FewerHeads
 from thrifty.prune.rules import prunes_whole_blocks
 
 _COUNTS_OF = ("head", "group", "channel", "dim", "feature", "width", "hidden", "plane")
@@ -103,8 +104,13 @@ def cut(
         tensor.data = sliced.to(torch.float32 if sliced.dtype == torch.float64 else torch.float64)
         tensor.data = sliced  # by way of another type, so that autograd forgets the old shape even where a graph lives
         tensor.grad = None
-    for path, module in model.named_modules():
-        _tell(module, lengths.get(path, {}))
+    for path, module in list(model.named_modules()):
+        if FewerHeads.can_replace(module):
+            if len(module.in_proj_weight) != 3 * module.embed_dim:
+                parent, _, name = path.rpartition(".")
+                setattr(model.get_submodule(parent), name, FewerHeads(module))
+        else:
+            _tell(module, lengths.get(path, {}))
 
 
 def _sliced(tensor: Tensor, dims: Mapping[int, Tensor]) -> Tensor:
