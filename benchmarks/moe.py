@@ -4,8 +4,8 @@
         [--model smollm2] [--device cuda] [--minutes 8] [--a-device 1] [--on test|held-out] [--out results/moe.jsonl]
 
 A run is METHOD:ACTIVE[:WIDTHS[:SEED[:SETTINGS]]]; WIDTHS is layer or equal; SETTINGS are the method's, and `steps`,
-`seconds` (training time; the steps that fit are found by trying), `batch`, `calibration`, `scope`. Runs are shared out
-over the GPUs, `--a-device` processes on each; a line is appended for each as it ends, and runs for which no time is left
+`seconds` (of training; the steps that fit are found by trying), `batch`, `calibration`, `scope`. Runs are shared out
+over the GPUs, `--a-device` processes on each; a line is appended for each as it ends; those for which no time is left
 are named. Training text: WikiText-2's validation part and books, a tenth of each held out; `--on held-out` measures on
 that, for choosing settings; `--on test` (WikiText-2's test part) is for the numbers that are reported.
 """
@@ -61,7 +61,7 @@ class Bench:
         self.batch = 8 if device.startswith("cuda") else 1
         self.machine = torch.cuda.get_device_name() if device.startswith("cuda") else "cpu"
 
-    def corpus(self, seed: int):
+    def corpus(self, seed: int) -> Any:
         from thrifty.moe import text
 
         if seed not in self.corpora:
@@ -121,7 +121,9 @@ class Bench:
         if learns:
             history = plan.evidence["history"]
             about |= {"steps": asked.steps, "batch": asked.batch, "tokens": asked.steps * asked.batch * corpus.window}
-            marks = sorted({int(share * (len(history) - 1)) for share in (0, 0.1, 0.2, 0.3, 0.45, 0.6, 0.7, 0.8, 0.9, 1)})
+            marks = sorted(
+                {int(share * (len(history) - 1)) for share in (0, 0.1, 0.2, 0.3, 0.45, 0.6, 0.7, 0.8, 0.9, 1)}
+            )
             about["history"] = [[round(value, 4) for value in history[mark].tolist()] for mark in marks]
         return plan, about | {"plan": plan.method}
 

@@ -28,26 +28,16 @@ from pathlib import Path
 import torch
 
 from thrifty import catalogue, console, files, progress, settings
-from thrifty.plan import Plan
 from thrifty.prune import evaluate, images
 from thrifty.prune.images import Images, Split
 from thrifty.prune.job import PruneJob, ranks_within
 from thrifty.prune.named import model_of
 from thrifty.prune.run import Run
 from thrifty.prune.training import Training
+from thrifty.prune.unpruned import Unpruned
 
 FORMS = ("graph", "eager", "compiled_graph", "compiled")
 GRACE_SECONDS = 20
-
-
-@dataclass(frozen=True)
-class Unpruned:
-    """The whole network, trained as all others are."""
-
-    def plan(self, job: PruneJob) -> Plan:
-        with Run(job, self) as run:
-            run.train()
-            return run.plan()
 
 
 @dataclass(frozen=True)
@@ -250,13 +240,12 @@ def train_one(spec: Spec, arguments: argparse.Namespace) -> None:
     except KeyboardInterrupt:
         print("stopped, the state is kept", flush=True)
         sys.exit(130)
-    history = checkpoint.read_log(folder)
-    outcome = outcome_of(method, plan, job, history[-1]["seconds"], batch=256)
+    outcome = outcome_of(method, plan, job, job.history[-1]["seconds"], batch=256)
     one = torch.randn(1, *found.shape, device=device)
-    single = {"before": evaluate.latency_ms(job.model, one), "after": evaluate.latency_ms(outcome.small, one)}
+    single = dict(zip(("before", "after"), evaluate.latencies_ms([job.model, outcome.small], one), strict=True))
     row = outcome.row | {"latency_ms_single": single}
     row |= {"run": spec.text, "network": spec.network, "method": spec.method.partition(",")[0]}
-    row |= {"training": settings.shown(job.training), "round_to": job.round_to, "phases": phases(history)}
+    row |= {"training": settings.shown(job.training), "round_to": job.round_to, "phases": phases(job.history)}
     whole = {"kind": "prune", **row, "provenance": provenance(" ".join(sys.argv), time.perf_counter() - start)}
     files.write_text(folder / "row.json", json.dumps(whole) + "\n")
 

@@ -43,8 +43,8 @@ def job(made_job: PruneJob) -> PruneJob:
 
 
 def fresh(job: PruneJob, **changes: Any) -> PruneJob:
-    """The job with a network as it was before any training, and with these changes."""
-    return replace(job, model=copy.deepcopy(job.model), **changes)
+    """The job with a network as it was before any training, nothing noted, and these changes."""
+    return replace(job, **{"model": copy.deepcopy(job.model), "history": []} | changes)
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ from torch import nn
 
 from thrifty.errors import ModelError
 from thrifty.prune.capture import rule_name, walked
+from thrifty.prune.coupling import coupling_of
 
 
 def test_an_operator_in_place_has_the_rule_of_the_one_that_is_not():
@@ -30,6 +31,21 @@ def test_parameters_are_noted_in_the_order_of_the_network():
         name for (name, _), (_, role) in walked(model, (torch.randn(2, 3),)).parameters.items() if role == "makes"
     ]
     assert makers == ["early.weight", "early.bias", "late.weight", "late.bias"]
+
+
+def test_an_operator_in_place_counts_also_where_nobody_takes_its_result():
+    class InPlace(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.one, self.two = nn.Linear(4, 6), nn.Linear(6, 2)
+
+        def forward(self, x):
+            x = self.one(x)
+            x.sigmoid_()
+            return self.two(x)
+
+    coupling = coupling_of(InPlace(), (torch.randn(2, 4),))
+    assert coupling.group("one").leaks == "linear at two reads it where it is not zero"
 
 
 def test_inputs_without_a_tensor_are_refused():

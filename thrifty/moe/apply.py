@@ -46,6 +46,11 @@ def apply(plan: Plan, model: Any, layout: Layout = "standard") -> Any:
     Raises `SettingError` where the plan does not fit the model or the layout, and `ModelError` where the result does
     not compute what the dense model with masks computes.
     """
+    return applied(plan, model, layout)[0]
+
+
+def applied(plan: Plan, model: Any, layout: Layout = "standard") -> tuple[Any, Difference]:
+    """As `apply`, with the difference that was found."""
     made = build(plan, model, layout)
     difference = compare(plan, model, made)
     if not difference.is_small:
@@ -53,7 +58,7 @@ def apply(plan: Plan, model: Any, layout: Layout = "standard") -> Any:
             f"the exported model differs from the masked one by {difference.largest:.3g} in logits up to "
             f"{difference.largest_logit:.3g}; nothing is written; please report this with the plan"
         )
-    return made
+    return made, difference
 
 
 def build(plan: Plan, model: Any, layout: str = "standard") -> Any:

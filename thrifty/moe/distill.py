@@ -22,7 +22,7 @@ def hidden_states(model: nn.Module, ids: Int[Tensor, "batch window"]) -> Float[T
 
 
 def divergence(
-    student: Float[Tensor, "*tokens d"], teacher: Float[Tensor, "*tokens d"], head: nn.Module, piece: int = PIECE
+    student: Float[Tensor, "*tokens d"], teacher: Float[Tensor, "*tokens d"], head: Any, piece: int = PIECE
 ) -> Float[Tensor, ""]:
     """Mean forward KL divergence (nats a token) of the student's predictions from the teacher's at temperature 1, every
     position counted: ToMoE's L_KD less the teacher's entropy, which has no gradient. `head` is the output embedding."""
@@ -35,9 +35,7 @@ def divergence(
 
 class _Divergence(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any, student: Tensor, teacher: Tensor, weight: Tensor, bias: Tensor | None, piece: int
-    ) -> Tensor:
+    def forward(ctx: Any, student: Tensor, teacher: Tensor, weight: Tensor, bias: Tensor | None, piece: int) -> Tensor:
         count = len(student)
         gradient = torch.empty_like(student) if ctx.needs_input_grad[0] else None
         total = torch.zeros((), dtype=torch.float32, device=student.device)

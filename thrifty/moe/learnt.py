@@ -62,20 +62,10 @@ class Learnt(nn.Module):
         device = sites[0].up.weight.device
         self.names = list(sizes)
         self.num_experts = num_experts
-        self.emitter: nn.Module = (
-            Table(sizes, num_experts)
-            if is_free
-            else Controller(
-                sizes,
-                rows=num_experts,
-                input_width=EMBEDDING,
-                hidden=HIDDEN,
-                start="normal",
-                activation="gelu",
-                shared_norm=False,
-                generator=torch.Generator().manual_seed(generator.initial_seed()),
-            )
-        )
+        seed = generator.initial_seed()
+        with torch.random.fork_rng(devices=[]):  # modules draw their first weights from torch's one generator
+            torch.manual_seed(seed)
+            self.emitter = Table(sizes, num_experts) if is_free else _controller(sizes, num_experts, seed)
         self.emitter.to(device)
         count = num_experts if num_experts > 1 else 0
         self.routers = nn.ParameterList(
@@ -102,6 +92,19 @@ class Learnt(nn.Module):
     def router(self, name: str) -> Float[Tensor, "experts d"]:
         """The router of one layer."""
         return self.routers[self.names.index(name)]
+
+
+def _controller(sizes: dict[str, int], num_experts: int, seed: int) -> Controller:
+    return Controller(
+        sizes,
+        rows=num_experts,
+        input_width=EMBEDDING,
+        hidden=HIDDEN,
+        start="normal",
+        activation="gelu",
+        shared_norm=False,
+        generator=torch.Generator().manual_seed(seed),
+    )
 
 
 def _matrices(site: Site) -> list[Tensor]:

@@ -112,9 +112,14 @@ def usual() -> tuple[list[tuple[str, str]], tuple[str, str]]:
     measured, text = data.default_text()
     if names and measured != "python-topics":
         return read(names), (measured, text)
-    topics = data.text("python-topics")
-    cut = topics.rindex("\n\n", 0, len(topics) * 3 // 4)
-    return [("python-topics (first three quarters)", topics[:cut])], ("python-topics (last quarter)", topics[cut:])
+    paragraphs = data.text("python-topics").split("\n\n")
+    cut = len(paragraphs) * 3 // 4
+    held = set(paragraphs[cut:])
+    learnt = "\n\n".join(one for one in paragraphs[:cut] if one not in held)  # the help pages repeat themselves
+    return [("python-topics (first three quarters)", learnt)], (
+        "python-topics (last quarter)",
+        "\n\n".join(paragraphs[cut:]),
+    )
 
 
 def check_apart(learnt: Sequence[tuple[str, str]], measured: tuple[str, str]) -> None:

@@ -135,9 +135,7 @@ def train(
     return _recorded(history, pending)
 
 
-def _recorded(
-    history: list[dict[str, float]], pending: list[tuple[int, dict[str, Tensor]]]
-) -> list[dict[str, float]]:
+def _recorded(history: list[dict[str, float]], pending: list[tuple[int, dict[str, Tensor]]]) -> list[dict[str, float]]:
     """Read the facts of the last steps; not at every step, for which a GPU would have to wait."""
     return history + [{"step": float(step)} | {n: float(v) for n, v in facts.items()} for step, facts in pending]
 

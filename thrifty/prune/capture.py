@@ -20,6 +20,7 @@ from thrifty.prune.trace import Call, Trace, Value, nothing
 def walked(model: nn.Module, example_inputs: tuple[Any, ...]) -> Trace:
     """Apply the rules to every operator of `model` in order. Raises `ModelError` where it cannot be captured."""
     program = _captured(model, example_inputs)
+    program.graph.eliminate_dead_code()  # what nobody reads holds nothing back
     trace = Trace(batch=_batch(example_inputs))
     first = {id(tensor): name for name, tensor in reversed(state_of(model).items())}
     names = {name: first[id(tensor)] for name, tensor in state_of(model).items()}

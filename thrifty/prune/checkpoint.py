@@ -56,9 +56,3 @@ def remove(folder: Path) -> None:
     """Forget the run in the folder, if there is one."""
     for name in (STATE, LOG):
         (folder / name).unlink(missing_ok=True)
-
-
-def read_log(folder: Path) -> list[dict[str, Any]]:
-    """The lines of the log, none where there is no log."""
-    path = folder / LOG
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []

@@ -134,7 +134,6 @@ def _finish(
     """Run the method, and write what came of it."""
     from dataclasses import replace
 
-    from thrifty.prune import checkpoint
     from thrifty.prune.compact import save
     from thrifty.prune.outcome import outcome_of
     from thrifty.prune.report import report
@@ -146,12 +145,11 @@ def _finish(
     except KeyboardInterrupt:
         click.echo(f"the state is in {job.folder}; add --resume to go on", err=True)
         raise
-    history = checkpoint.read_log(job.folder)
-    outcome = outcome_of(method, plan, job, history[-1]["seconds"] if history else 0.0, batch)
+    outcome = outcome_of(method, plan, job, job.history[-1]["seconds"], batch)
     plan.save(job.folder / "plan.safetensors")
     save(job.folder, job.model, plan, job.coupling)
     origin = provenance(console.command(), time.perf_counter() - start)
     row = {"model": model, **outcome.row}
-    result = report(f"{model} on {job.images.name}: {row['method']}", [row], history, [], origin)
+    result = report(f"{model} on {job.images.name}: {row['method']}", [row], job.history, [], origin)
     click.echo(f"report: {result.save_page(job.folder, overwrite=True)}")
     console.show(result, json_file)

@@ -119,7 +119,8 @@ def coupling_of(model: nn.Module, example_inputs: tuple[Any, ...], *, is_tried: 
     from thrifty.prune.capture import walked
     from thrifty.prune.partition import partition
 
-    double = copy.deepcopy(model).eval()
+    double = copy.deepcopy(model).cpu().eval()
+    example_inputs = tuple(value.cpu() if isinstance(value, Tensor) else value for value in example_inputs)
     coupling = partition(walked(double, example_inputs), example_inputs, double)
     if not coupling.prunable(residual=True):
         found = "; ".join(sorted({group.reason for group in coupling.frozen})[:3]) or "no layer makes anything to drop"

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -22,7 +23,8 @@ class PruneJob:
     """A network to be trained on images within `budget`. A method leaves its trained weights in `model`, in which what
     the plan drops is exactly 0; `apply` then gives the small network.
 
-    `folder` takes the state of the run and its log; with `resume` it goes on with what it holds.
+    `folder` takes the state of the run and its log; with `resume` it goes on with what it holds. `history` is filled
+    with what is noted of each epoch.
     """
 
     model: nn.Module
@@ -37,6 +39,7 @@ class PruneJob:
     folder: Path | None = None
     resume: bool = False
     track: Track = silent
+    history: list[dict[str, Any]] = field(default_factory=list)
 
     @staticmethod
     def of(

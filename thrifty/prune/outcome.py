@@ -40,6 +40,7 @@ def outcome_of(method: object, plan: Plan, job: PruneJob, seconds: float, batch:
     device_small, device_whole = (one.to(job.device) for one in (small, job.model))
     batches = Batches.of(job.images, batch, job.seed, job.device)
     many = torch.randn(batch, *job.images.shape, device=job.device)
+    latency = evaluate.latencies_ms([device_whole, device_small], many)
     row = {
         "method": catalogue.name_of(method),
         "settings": settings.shown(method),
@@ -57,11 +58,7 @@ def outcome_of(method: object, plan: Plan, job: PruneJob, seconds: float, batch:
         "accuracy": evaluate.accuracy(device_small, batches.plain(job.images.test)),
         "test_images": len(job.images.test),
         "max_abs_difference": difference,
-        "latency_ms": {
-            "batch": batch,
-            "before": evaluate.latency_ms(device_whole, many),
-            "after": evaluate.latency_ms(device_small, many),
-        },
+        "latency_ms": {"batch": batch, "before": latency[0], "after": latency[1]},
         "seconds": round(seconds, 3),
         "widths": {name: [int(kept.sum()), kept.numel()] for name, kept in plan.keep.items()},
     }

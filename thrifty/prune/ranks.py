@@ -51,16 +51,20 @@ def inner(model: nn.Module) -> nn.Module:
 
 
 def rewrapped(model: nn.Module) -> nn.Module:
-    """A wrapper like `model` around the same network, whose parameters have changed their shapes."""
+    """A wrapper like `model` around the same network, whose parameters have changed their shapes; the old one is done
+    for."""
     if not isinstance(model, DistributedDataParallel):
         return model
+    for held in ("reducer", "logger"):  # these hold on to what gathers gradients of the old shapes
+        delattr(model, held)
+    sync = {} if model.broadcast_buffers else {"broadcast_buffers": False}
     return DistributedDataParallel(
         model.module,
         device_ids=model.device_ids,
         output_device=model.output_device,
         dim=model.dim,
-        broadcast_buffers=model.broadcast_buffers,
         find_unused_parameters=model.find_unused_parameters,
         gradient_as_bucket_view=model.gradient_as_bucket_view,
         static_graph=model.static_graph,
+        **sync,
     )

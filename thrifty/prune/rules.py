@@ -67,7 +67,7 @@ def transposed_convolution(trace: Trace, call: Call) -> Result:
     columns = trace.parameter_atoms(weight, 1, "makes")
     _bias(trace, call["bias"], columns)
     scale = math.prod(weight.shape[2:]) * math.prod(x.shape[2:]) * x.shape[0] / trace.batch
-    trace.works.append(Work("convolution", call.module, scale, (rows, columns), x.shape))
+    trace.works.append(Work("convolution", call.module, scale, (columns, rows), x.shape))
     return _made(call.shape, columns, 1)
 
 

@@ -96,7 +96,6 @@ class Run:
         self.holdout, self._rest = self.batches.held_out(job.images.train, training.holdout)
         self.done, self.seconds = 0, 0.0
         self.keep: dict[str, Tensor] | None = None
-        self.history: list[dict[str, Any]] = []
         self.is_held_out = False
         self._extras: dict[str, Stateful] = {}
         self._extra_states: dict[str, dict[str, Any]] = {}
@@ -113,6 +112,8 @@ class Run:
         torch.manual_seed(mixed(self.job.seed, self.done))
         if self._random is not None:
             torch.set_rng_state(self._random)
+        if self.job.device.type == "cuda":
+            self._exits.enter_context(torch.backends.cudnn.flags(enabled=True, benchmark=True))
         if threading.current_thread() is threading.main_thread():
             before = signal.signal(signal.SIGINT, self._stop)
             self._exits.callback(signal.signal, signal.SIGINT, before)
@@ -156,13 +157,13 @@ class Run:
         epoch, place = divmod(self.done, self.batches.num_batches)
         if place == 0:
             self._pool_is_rest = self.is_held_out
-        if place == 0 or self._draw is None:
-            self._draw = self.batches.draw(epoch, self._rest if self._pool_is_rest else None)
+        if place == 0 or self.epoch_draw is None:
+            self.epoch_draw = self.batches.draw(epoch, self._rest if self._pool_is_rest else None)
         first, last = (round(share * self.num_steps) for share in (cycle.since, cycle.until))
         rate = cycle.peak * self.job.training.rate_at(self.done - first, last - first, self.batches.size)
         self.rate.fill_(rate)
         size = self.batches.size
-        self._weight_step(self._draw[place * size : (place + 1) * size])
+        self._weight_step(self.epoch_draw[place * size : (place + 1) * size])
         self.done += 1
         ends_epoch = place + 1 == self.batches.num_batches
         if ends_epoch or self.done % _CHECK_EVERY == 0:
@@ -245,10 +246,10 @@ class Run:
             "random": torch.get_rng_state(),
             "sums": self._weight_step.sums,
             "held_out": [self.is_held_out, self._pool_is_rest],
-            "history": self.history,
+            "history": self.job.history,
             "extras": extras or self._extra_states,
         }
-        checkpoint.save(self.job.folder, state, self.history)
+        checkpoint.save(self.job.folder, state, self.job.history)
 
     def _load(self, state: dict[str, Any]) -> None:
         if state["keep"] is not None:
@@ -258,7 +259,8 @@ class Run:
         self.optimizer.load_state_dict(state["optimizer"])
         for group in self.optimizer.param_groups:
             group["lr"] = self.rate
-        self.done, self.seconds, self.history = state["done"], state["seconds"], state["history"]
+        self.done, self.seconds = state["done"], state["seconds"]
+        self.job.history[:] = state["history"]
         self._weight_step.sums.copy_(state["sums"])
         self.is_held_out, self._pool_is_rest = state["held_out"]
         self._extra_states, self._random = state["extras"], state["random"]
@@ -277,7 +279,8 @@ class Run:
             "parameters": sum(one.numel() for one in job.model.parameters()),
         }
 
-    _draw: Tensor | None = None
+    epoch_draw: Tensor | None = None
+    """What the images of the current epoch are."""
 
     def _note(self, step: Step) -> None:
         loss, right, count = self._weight_step.sums.tolist()
@@ -292,9 +295,9 @@ class Run:
             "seconds": round(self.seconds, 3),
             **step.facts,
         }
-        self.history.append(line)
+        self.job.history.append(line)
         if self.job.folder is not None:
-            checkpoint.write_log(self.job.folder, self.history)
+            checkpoint.write_log(self.job.folder, self.job.history)
 
     def _check_finite(self) -> None:
         if not math.isfinite(loss := float(self._weight_step.sums[0])):

@@ -134,7 +134,7 @@ class Ato:
 
     def _phases(self) -> Phases:
         if self.recipe == "published":  # epochs 25, 50 and 125 of 245
-            return Phases(0.1, 0.5, 0.5, every=20, is_removed=False, late=0.2, strength=10, strength_after=1000)
+            return Phases(0.1, 0.5, 0.5, every=20, is_removed=False, late=0.2, strength=10.0, strength_after=1000.0)
         return Phases(self.warm_up, self.search, self.shrink, self.controller_steps)
 
 
