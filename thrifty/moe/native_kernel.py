@@ -1,7 +1,8 @@
 """Tokens on a CPU through experts that share stored channels, in C++ (`thrifty/moe/native`).
 
 One call routes the tokens and runs their experts on rows of weights where they lie. Of a few tokens each row that some
-token needs is read once; many tokens (float32 only) are sorted by expert, and both products work on tiles of rows. Where the library can neither be found nor compiled (`thrifty.native_build`), one warning says so and PyTorch runs
+token needs is read once; many tokens (float32 only) are sorted by expert, and both products work on tiles of rows.
+Where the library can neither be found nor compiled (`thrifty.native_build`), one warning says so and PyTorch runs
 instead. `$THRIFTY_NATIVE` is 0 to switch the kernel off, or `avx512`, `avx2` or `portable` to force one variant.
 """
 
