@@ -27,6 +27,15 @@ def test_a_preset_can_be_changed_like_a_codec() -> None:
     assert (codec.k_bits, codec.v_bits, codec.sinks, codec.fit) == (4, 3, 8, "unbiased")
 
 
+def test_settings_may_stand_behind_the_name() -> None:
+    assert presets.codec_of("hack:k_bits=4,fit=unbiased") == presets.codec_of(
+        "hack", {"k_bits": "4", "fit": "unbiased"}
+    )
+    assert presets.codec_of("balanced:sinks=8", {"sinks": "2"}) == presets.codec_of("balanced", {"sinks": "2"})
+    with pytest.raises(SettingError, match="balanced: sinks"):
+        presets.codec_of("balanced:sinks")
+
+
 def test_no_preset_hides_a_codec() -> None:
     assert not set(presets.PRESETS) & set(catalogue.names("kv", "codecs"))
     assert type(presets.codec_of("kivi")) is catalogue.find("kv", "kivi", "codecs")
