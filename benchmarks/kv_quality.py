@@ -1,7 +1,7 @@
 """What each setting beyond the papers buys: ablations of `Hack` at the bytes of the published one, and KIVI.
 
     python benchmarks/kv_quality.py [--device cuda] [--text wikitext-2-test] [--windows 1000] [--window 2048]
-        [--batch 16] [--out results/kv_quality.jsonl] [--only LABEL ...]
+        [--batch 16] [--passkeys 1024 2048 4096] [--out results/kv_quality.jsonl] [--only LABEL ...]
 
 One JSON line a row: `settings`, perplexity, its ratio to the plain cache, KL divergence and top-1 agreement as in
 `thrifty kv --json`, every query reading what a token-by-token run would show it, windows in batches; bytes of a
@@ -105,12 +105,19 @@ def main() -> None:
     parser.add_argument("--window", type=int, default=2048)
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--only", nargs="*", default=[])
+    parser.add_argument("--passkeys", type=int, nargs="*", default=[], help="lengths of prompts that hide a number")
     parser.add_argument("--out", type=Path, default=Path("results/kv_quality.jsonl"))
     arguments = parser.parse_args()
     start = time.perf_counter()
     language = llm.load(arguments.model, device=arguments.device)
     lengths = tuple(sorted({512, 2048, 8192, arguments.window}))
-    protocol = measure.Protocol(arguments.windows, arguments.window, contexts=lengths, ratio_context=arguments.window)
+    protocol = measure.Protocol(
+        arguments.windows,
+        arguments.window,
+        passkey_tokens=tuple(arguments.passkeys),
+        contexts=lengths,
+        ratio_context=arguments.window,
+    )
     windows = measure.windows_of(language, data.text(arguments.text), arguments.text, protocol)
 
     def plain_cache() -> Cache:
@@ -125,10 +132,14 @@ def main() -> None:
         found, _ = tally(language.model, windows, hidden, one.make, arguments.batch)
         row = {"codec": one.codec, "label": label, "settings": one.settings()} | found.row(plain)
         row |= measure.sizes(language, {label: one.make}, protocol)[label] | about
+        if arguments.passkeys:
+            row |= measure.recall(language, {label: one.make}, protocol)[label]
         row["bits"] = {name: kept.tolist() for name, kept in one.plan.keep.items()}
         with arguments.out.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
         shown = f"{row['ppl_ratio']:.4f} +- {row['ppl_ratio_error']:.4f}  KL {row['kl']:.4f}  {row['top1']:.1%}"
+        if arguments.passkeys:
+            shown += f"  passkeys {row['passkey']:.0%}, plain {row['passkey_plain']:.0%}"
         print(f"{label:42s} {row['bytes_ratio']:.2%}  {shown}  {time.perf_counter() - start:.0f} s", flush=True)
 
 

@@ -1,11 +1,13 @@
 """Presets are names for codecs with settings, within the bits that they promise."""
 
 import pytest
+from transformers import DynamicCache
 
-from thrifty import catalogue
+from thrifty import catalogue, llm
 from thrifty.errors import SettingError
-from thrifty.kv import presets
+from thrifty.kv import measure, presets
 from thrifty.kv.blocks import HeadShape
+from thrifty.kv.cache import CompressedCache
 
 PROMISED = {"smallest": 2.6, "balanced": 3.6, "finest": 4.6}
 
@@ -48,3 +50,18 @@ def test_an_unknown_name_lists_codecs_and_presets() -> None:
 
 def test_a_preset_says_what_it_stands_for() -> None:
     assert presets.about("balanced").startswith("hack with k_bits=4, v_bits=2, fit=unbiased")
+
+
+@pytest.mark.slow
+def test_presets_of_3_6_bits_and_more_find_every_passkey_that_the_plain_cache_finds() -> None:
+    language = llm.load("smollm2")
+    makers: dict[str, measure.MakeCache] = {"plain": lambda: DynamicCache(config=language.model.config)}
+    for name in ("balanced", "finest"):
+        codec = presets.codec_of(name)
+        makers[name] = lambda codec=codec: CompressedCache.of(language.model, codec, prefill="coded")
+    protocol = measure.Protocol(passkey_tokens=(512, 1024), depths=(0.1, 0.5, 0.9))
+    rows = measure.recall(language, makers, protocol)
+    found = {name: {place for place, hit in row["passkey_by_depth"].items() if hit} for name, row in rows.items()}
+    assert found["plain"]
+    assert found["balanced"] >= found["plain"]
+    assert found["finest"] >= found["plain"]
