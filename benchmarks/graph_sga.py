@@ -2,13 +2,16 @@
 
     python benchmarks/graph_sga.py --results results/graph_sga.jsonl [--packed FILE] [--jobs 12] [--minutes 8]
 
-Three parts, one JSON line a run:
-- grid: SGCN as published (uniform prior, hard labels by the larger of two log-probabilities), {none, add, delete, both}
-  x {no curriculum, published, per sign} x {random, spectral features}; thresholds of the preset of each graph.
-- chosen: SGCN with spectral features; for each split, the augmentation and the curriculum with the best AUC on a tenth
-  of the training edges, against plain training, both then calibrated and fitted anew. Test edges choose nothing.
+The parts, one JSON line a run:
+- grid, gcn, gat: SGCN, GCN or GAT as published (uniform prior, hard labels by the larger of two log-probabilities),
+  {none, add, delete, both} x {no curriculum, published, and for SGCN per sign} x {random, spectral features}; SGCN
+  proposes, with the preset thresholds of each graph. GCN and GAT learn without triplet losses, which shrink them to one
+  vector.
+- search, chosen: SGCN with spectral features; for each split, the augmentation and the curriculum with the best AUC on
+  a tenth of the training edges, against plain training, both calibrated and fitted anew. Test edges choose nothing.
 - scorers: every scorer of thrifty with its usual settings, calibrated.
-A GPU is used where there is one; with --minutes no run starts after that time.
+GPUs are used where there are any, in turn; with --minutes no run starts after that time. What the results file holds
+already is not run again.
 """
 
 import argparse
@@ -59,6 +62,7 @@ CHOICES: dict[str, dict[str, Any]] = {
     "both near": {"delete_positive": 0.3, "delete_negative": 0.3, "add_positive": 0.9, "add_negative": 0.9}
     | {"candidates": "near"},
 }
+Rows = list[dict[str, Any]]
 SCORERS = ("triads", "stack", "masked_gnn", "sgcn", "gcn", "gat", "sdgnn")
 
 
@@ -78,8 +82,16 @@ def score(model: SignModel, test: SignedGraph) -> dict[str, float]:
     return metrics.measure(model.probability(test.source, test.target), test.sign, model.threshold)
 
 
-def grid(name: str, train: SignedGraph, test: SignedGraph) -> Any:
-    """The published pipeline and its parts."""
+def grid(name: str, train: SignedGraph, test: SignedGraph, done: Rows, scorer: str, features: str) -> Any:
+    """The published pipeline and its parts, for one network with one kind of features."""
+    wanted = [
+        {"scorer": scorer, "features": features, "augment": augment, "curriculum": curriculum}
+        for augment in ("none", "add", "delete", "both")
+        for curriculum in (CURRICULA if scorer == "sgcn" else ("none", "published"))
+    ]
+    wanted = [about for about in wanted if not any(about.items() <= row.items() for row in done)]
+    if not wanted:
+        return
     generator = Sgcn().fit(train, SEED, None, silent)
     job = GraphJob.of(train, "1000%", SEED)
     plan = Sga(preset=name).plan_with(generator, job)
@@ -90,14 +102,11 @@ def grid(name: str, train: SignedGraph, test: SignedGraph) -> Any:
         "add": train.joined(*_free(train, whole.all_edges.take(whole.origin == 2))),
         "both": whole.graph,
     }
-    for features in ("random", "spectral"):
-        for augment, graph in parts.items():
-            for curriculum in CURRICULA:
-                start = time.perf_counter()
-                scorer = Sgcn(features=features, prior="uniform")
-                model = SignModel.uncalibrated(graph, scorer, SEED, silent, None, paced(curriculum))
-                about = {"features": features, "augment": augment, "curriculum": curriculum, "changed": whole.counts()}
-                yield about | score(model, test) | {"seconds": time.perf_counter() - start}
+    for about in wanted:
+        start = time.perf_counter()
+        network = catalogue.find("graph", scorer, "scorers")(features=features, prior="uniform")
+        model = SignModel.uncalibrated(parts[about["augment"]], network, SEED, silent, None, paced(about["curriculum"]))
+        yield about | {"changed": whole.counts()} | score(model, test) | {"seconds": time.perf_counter() - start}
 
 
 def _free(train: SignedGraph, added: SignedGraph) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -113,30 +122,49 @@ def augmented(graph: SignedGraph, choice: str) -> SignedGraph:
     return apply(Sga(**CHOICES[choice]).plan(GraphJob.of(graph, seed=SEED)), graph).graph
 
 
-def chosen(name: str, train: SignedGraph, test: SignedGraph) -> Any:
-    """Plain training, and the best of all choices on held-out training edges."""
+def search(name: str, train: SignedGraph, test: SignedGraph, done: Rows, choice: str) -> Any:
+    """One augmentation, with and without the curriculum, on held-out training edges."""
+    if len(_searched(done, choice)) == 2:
+        return
     held_out = held_out_edges(train, SEED)
     learnt, judged = train.take(~held_out), train.take(held_out)
-    generator, scorer = Sgcn().fit(learnt, SEED, None, silent), Sgcn()
-    found = {}
-    for choice, changes in CHOICES.items():
-        graph = learnt
-        if choice != "none":
-            graph = apply(Sga(**changes).plan_with(generator, GraphJob.of(learnt, seed=SEED)), learnt).graph
-        for curriculum in ("none", "per sign"):
-            model = SignModel.uncalibrated(graph, scorer, SEED, silent, None, paced(curriculum))
-            found[choice, curriculum] = score(model, judged)["auc"]
+    graph = augmented(learnt, choice)
+    for curriculum in ("none", "per sign"):
+        model = SignModel.uncalibrated(graph, Sgcn(), SEED, silent, None, paced(curriculum))
+        yield {"which": "search", "augment": choice, "curriculum": curriculum} | score(model, judged)
+
+
+def _searched(done: Rows, *choices: str) -> dict[tuple[str, str], float]:
+    rows = [row for row in done if row["which"] == "search" and row["augment"] in choices]
+    return {(row["augment"], row["curriculum"]): row["auc"] for row in rows}
+
+
+def chosen(name: str, train: SignedGraph, test: SignedGraph, done: Rows) -> Any:
+    """Plain training, and the best of all choices on held-out training edges."""
+    found = _searched(done, *CHOICES)
+    if len(found) < 2 * len(CHOICES):
+        print("search is not complete:", name, flush=True)
+        return
     best = max(found, key=lambda one: found[one])
-    told = {f"{choice}, {curriculum}": value for (choice, curriculum), value in found.items()}
+    told = {row["which"]: row for row in done}
     for which, (choice, curriculum) in (("plain", ("none", "none")), ("chosen", best)):
+        if which in told:
+            continue
+        about = {"which": which, "augment": choice, "curriculum": curriculum}
+        if best == ("none", "none") and "plain" in told:  # the same fit
+            yield {**told["plain"], **about}
+            continue
         prepare = None if choice == "none" else functools.partial(augmented, choice=choice)
-        model = SignModel.fit(train, scorer, SEED, silent, prepare, paced(curriculum))
-        yield {"which": which, "augment": choice, "curriculum": curriculum, "validation": told} | score(model, test)
+        model = SignModel.fit(train, Sgcn(), SEED, silent, prepare, paced(curriculum))
+        told[which] = about | score(model, test)
+        yield told[which]
 
 
-def scorers(name: str, train: SignedGraph, test: SignedGraph, which: tuple[str, ...] = SCORERS) -> Any:
+def scorers(name: str, train: SignedGraph, test: SignedGraph, done: Rows, which: tuple[str, ...] = SCORERS) -> Any:
     """Every scorer with its usual settings."""
     for one in which:
+        if any(row["scorer"] == one for row in done):
+            continue
         start = time.perf_counter()
         model = SignModel.fit(train, catalogue.find("graph", one, "scorers")(), SEED)
         fitted = time.perf_counter()
@@ -152,29 +180,37 @@ def scorers(name: str, train: SignedGraph, test: SignedGraph, which: tuple[str, 
 
 
 PARTS = {
-    "grid": grid,
-    "chosen": chosen,
-    "best": functools.partial(scorers, which=("triads", "stack")),
-    "others": functools.partial(scorers, which=SCORERS[2:]),
+    **{f"search {choice}": ("chosen", functools.partial(search, choice=choice)) for choice in CHOICES},
+    "chosen": ("chosen", chosen),
+    "grid spectral": ("grid", functools.partial(grid, scorer="sgcn", features="spectral")),
+    "grid random": ("grid", functools.partial(grid, scorer="sgcn", features="random")),
+    "best": ("scorers", functools.partial(scorers, which=("triads", "stack"))),
+    "gcn spectral": ("grid", functools.partial(grid, scorer="gcn", features="spectral")),
+    "gcn random": ("grid", functools.partial(grid, scorer="gcn", features="random")),
+    "gat spectral": ("grid", functools.partial(grid, scorer="gat", features="spectral")),
+    "gat random": ("grid", functools.partial(grid, scorer="gat", features="random")),
+    "others": ("scorers", functools.partial(scorers, which=SCORERS[2:])),
 }
+"""What can be run: the part that its lines are of, and the function that yields them."""
 
 
 def work(task: tuple[str, str, int], packed: Path, results: Path, until: float, about: dict[str, Any]) -> bool:
     """Do one part on one split, and append a line for each run as soon as it is done; whether nothing went wrong."""
-    part, name, place = task
+    name, place = task[1:]
+    part, run = PARTS[task[0]]
     if time.time() > until:
-        print("no time for", task, flush=True)
+        print("no time for", *task, flush=True)
         return True
     torch.set_num_threads(1)
     start = time.perf_counter()
+    one = {"kind": "graph_sga", "part": part, "set": name, "split": place + 1}
     try:
         graph, tests = graph_packed.load(packed, name)
         train, test = graph.take(~tests[place]), graph.take(tests[place])
-        for found in PARTS[part](name, train, test):
-            line = {"kind": "graph_sga", "part": "scorers" if part in ("best", "others") else part, "set": name}
-            line |= {"split": place + 1} | found | {"provenance": about}
+        done = [row for row in read(results) if one.items() <= row.items()]
+        for found in run(name, train, test, done):
             with results.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(line) + "\n")
+                file.write(json.dumps(one | found | {"provenance": about}) + "\n")
             if time.time() > until + 60:
                 break
     except Exception:  # the other tasks go on; the exit status tells
@@ -184,13 +220,27 @@ def work(task: tuple[str, str, int], packed: Path, results: Path, until: float, 
     return True
 
 
+def read(results: Path) -> Rows:
+    """The lines that are there already; one that another process is just writing is not."""
+    text = results.read_text(encoding="utf-8") if results.exists() else ""
+    return [json.loads(line) for line in text.split("\n")[:-1]]
+
+
+def settle(turn: Any, num_gpus: int) -> None:
+    """Give this process the next GPU."""
+    with turn.get_lock():
+        turn.value += 1
+        if num_gpus:
+            torch.cuda.set_device(turn.value % num_gpus)
+
+
 def main() -> None:
-    """Order the tasks so that long ones start early, and share them out."""
+    """Share the tasks out, part after part."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--packed", type=Path)
     parser.add_argument("--results", type=Path, default=Path("results/graph_sga.jsonl"))
     parser.add_argument("--sets", nargs="*", default=list(graph_packed.SETS))
-    parser.add_argument("--parts", nargs="*", default=list(PARTS))
+    parser.add_argument("--parts", nargs="*", default=list(PARTS), choices=PARTS)
     parser.add_argument("--splits", type=int, default=5)
     parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--minutes", type=float, default=1e6)
@@ -201,9 +251,8 @@ def main() -> None:
         graph_packed.pack(packed)
     tasks = [
         (part, name, place)
-        for part in ("best", "grid", "chosen", "others")
-        if part in arguments.parts
-        for name in sorted(arguments.sets, key=graph_packed.SETS.index, reverse=part == "best")
+        for part in arguments.parts
+        for name in sorted(arguments.sets, key=graph_packed.SETS.index, reverse=not part.startswith(("gcn", "gat")))
         for place in range(arguments.splits)
     ]
     about = provenance(shlex.join(["python", *sys.argv]), 0)
@@ -212,7 +261,8 @@ def main() -> None:
     if arguments.jobs == 1:
         sys.exit(not all(list(map(one, tasks))))
     os.environ["OMP_NUM_THREADS"] = "1"
-    with multiprocessing.get_context("spawn").Pool(arguments.jobs) as pool:
+    context = multiprocessing.get_context("spawn")
+    with context.Pool(arguments.jobs, settle, (context.Value("i", 0), torch.cuda.device_count())) as pool:
         sys.exit(not all(pool.map(one, tasks, chunksize=1)))
 
 

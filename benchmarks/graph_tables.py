@@ -58,7 +58,7 @@ def reproduction(rows: Rows) -> str:
         "| --- | ---: | ---: | ---: | ---: |",
     ]
     for name, published in PUBLISHED.items():
-        here = _grid(rows, name, "random", "both", "published")
+        here = _grid(rows, name, "sgcn", "random", "both", "published")
         cells = []
         for metric, (mean, spread) in zip(METRICS, published, strict=True):
             values = [100 * row[metric] for row in here]
@@ -71,25 +71,30 @@ def reproduction(rows: Rows) -> str:
 
 
 def ablation(rows: Rows) -> str:
-    """Ranking AUC of SGCN by features, augmentation and curriculum, with paired tests against plain training."""
-    names = [name for name in SETS if len(_grid(rows, name, "spectral", "both", "per sign")) == 5]
-    lines = [
-        "Ranking AUC of SGCN, random / spectral features, mean of five splits. ▲ or ▼: better or worse than plain "
-        "training with the same features (paired t-test over the splits, p < 0.05).",
-        "",
-        f"| augmentation, curriculum | {' | '.join(SETS[name] for name in names)} |",
-        f"| --- |{' ---: |' * len(names)}",
+    """Ranking AUC by network, features, augmentation and curriculum, with paired tests against plain training."""
+    parts = [
+        "Ranking AUC, mean of five splits. ▲ or ▼: better or worse than plain training of the same network with the "
+        "same features (paired t-test over the splits, p < 0.05). Only what ran on all five splits is shown."
     ]
-    for augment in ("none", "add", "delete", "both"):
-        for curriculum in ("none", "published", "per sign"):
-            cells = []
-            for name in names:
-                pair = [
-                    _against_plain(rows, name, features, augment, curriculum) for features in ("random", "spectral")
-                ]
-                cells.append(" / ".join(pair))
-            lines.append(f"| {augment}, {curriculum} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+    for scorer, curricula in (
+        ("sgcn", ("none", "published", "per sign")),
+        ("gcn", ("none", "published")),
+        ("gat", ("none", "published")),
+    ):
+        arms = [(augment, curriculum) for augment in ("none", "add", "delete", "both") for curriculum in curricula]
+        for features in ("random", "spectral"):
+            names = [name for name in SETS if all(len(_grid(rows, name, scorer, features, *arm)) == 5 for arm in arms)]
+            if not names:
+                continue
+            lines = [
+                f"| {scorer.upper()}, {features} features | {' | '.join(SETS[name] for name in names)} |",
+                f"| --- |{' ---: |' * len(names)}",
+            ]
+            for arm in arms:
+                cells = [_against_plain(rows, name, scorer, features, *arm) for name in names]
+                lines.append(f"| {', '.join(arm)} | {' | '.join(cells)} |")
+            parts.append("\n".join(lines))
+    return "\n\n".join(parts)
 
 
 def chosen(rows: Rows) -> str:
@@ -99,7 +104,7 @@ def chosen(rows: Rows) -> str:
     lines += ["| --- | ---: | ---: | ---: | ---: |"]
     for name, title in SETS.items():
         plain, best = ([r for r in rows if (r["set"], r["which"]) == (name, which)] for which in ("plain", "chosen"))
-        if plain:
+        if best:
             cells = [_spread(part, metric, 4) for metric in ("auc", "f1_macro") for part in (plain, best)]
             lines.append(f"| {title} ({len(plain)}) | {' | '.join(cells)} |")
     return "\n".join(lines)
@@ -143,15 +148,16 @@ def sga(rows: Rows) -> str:
     return "\n\n".join(f"**{title}**\n\n{table(rows)}" for title, table in titles)
 
 
-def _grid(rows: Rows, name: str, features: str, augment: str, curriculum: str) -> Rows:
-    wanted = {"part": "grid", "set": name, "features": features, "augment": augment, "curriculum": curriculum}
+def _grid(rows: Rows, name: str, scorer: str, features: str, augment: str, curriculum: str) -> Rows:
+    wanted = {"part": "grid", "set": name, "scorer": scorer, "features": features}
+    wanted |= {"augment": augment, "curriculum": curriculum}
     found = [row for row in rows if all(row.get(key) == value for key, value in wanted.items())]
     return sorted(found, key=lambda row: row["split"])
 
 
-def _against_plain(rows: Rows, name: str, features: str, augment: str, curriculum: str) -> str:
+def _against_plain(rows: Rows, name: str, scorer: str, features: str, augment: str, curriculum: str) -> str:
     here, plain = (
-        [row["auc"] for row in _grid(rows, name, features, *which)]
+        [row["auc"] for row in _grid(rows, name, scorer, features, *which)]
         for which in ((augment, curriculum), ("none", "none"))
     )
     text = f"{statistics.mean(here):.3f}"

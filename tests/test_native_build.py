@@ -9,7 +9,6 @@ import pytest
 from thrifty import native_build
 from thrifty.native_build import CompileError
 
-
 FOLDERS = native_build.folders()
 
 

@@ -61,7 +61,7 @@ def key(command: str, sources: Path) -> str:
 
 
 def compile_library(command: str, sources: Path, to: Path) -> None:
-    """Compile the folder `sources` with the compiler `command`; `to` appears whole or not at all. Raises `CompileError`."""
+    """Compile the folder `sources` with `command` into `to`, whole or not at all. Raises `CompileError`."""
     flags_of = _X86_64 if platform.machine().lower() in ("x86_64", "amd64") else {}
     try:
         to.parent.mkdir(parents=True, exist_ok=True)

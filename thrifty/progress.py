@@ -4,11 +4,14 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-Track = Callable[[Iterable[Any], str, int], Iterator[Any]]
+What = str | Callable[[], str]
+"""What is being done: a text, or a function that tells it anew with every item."""
+
+Track = Callable[[Iterable[Any], What, int], Iterator[Any]]
 """Called with the items, what is being done, and how many items there are; yields the items."""
 
 
-def silent(items: Iterable[Any], what: str, total: int) -> Iterator[Any]:
+def silent(items: Iterable[Any], what: What, total: int) -> Iterator[Any]:
     """A `Track` that shows nothing."""
     yield from items
 
@@ -32,7 +35,13 @@ def shown() -> Iterator[Track]:
     bar = Progress(*columns, console=console, disable=not console.is_terminal)
     with bar:
 
-        def track(items: Iterable[Any], what: str, total: int) -> Iterator[Any]:
-            yield from bar.track(items, total=total, description=what)
+        def track(items: Iterable[Any], what: What, total: int) -> Iterator[Any]:
+            if isinstance(what, str):
+                yield from bar.track(items, total=total, description=what)
+                return
+            task = bar.add_task(what(), total=total)
+            for item in items:
+                yield item
+                bar.update(task, advance=1, description=what())
 
         yield track

@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -87,7 +87,8 @@ def train(
         fused=True,
         capturable=generator.device.type == "cuda",
     )
-    steps = [_Step(loss, optimiser, generator) for loss in losses]
+    pool = torch.cuda.graph_pool_handle() if generator.device.type == "cuda" else None
+    steps = [_Step(loss, optimiser, generator, pool) for loss in losses]
     released: np.ndarray | None = None
     for epoch in track(range(schedule.epochs), "training", schedule.epochs):
         rate.fill_(schedule.rate_at(epoch / schedule.epochs))
@@ -131,10 +132,15 @@ def _check_finite(loss: Tensor, epoch: int, schedule: Schedule) -> None:
 
 
 class _Step:
-    """One step of Adam against one loss; `last` holds its value."""
+    """One step of Adam against one loss; `last` holds its value.
 
-    def __init__(self, loss: Callable[[], Tensor], optimiser: torch.optim.Adam, generator: torch.Generator) -> None:
-        self.loss, self.optimiser, self.generator = loss, optimiser, generator
+    Steps that take turns share the memory `pool` of their CUDA graphs: nothing of a step outlives it but `last`.
+    """
+
+    def __init__(
+        self, loss: Callable[[], Tensor], optimiser: torch.optim.Adam, generator: torch.Generator, pool: Any
+    ) -> None:
+        self.loss, self.optimiser, self.generator, self.pool = loss, optimiser, generator, pool
         self.last = torch.zeros((), device=generator.device)
         self.done = 0
         self.graph: torch.cuda.CUDAGraph | None = None
@@ -166,6 +172,6 @@ class _Step:
         graph = torch.cuda.CUDAGraph()
         graph.register_generator_state(self.generator)
         self.optimiser.zero_grad(set_to_none=True)
-        with torch.cuda.graph(graph):
+        with torch.cuda.graph(graph, pool=self.pool):
             self._eager()
         return graph

@@ -19,9 +19,10 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
+from thrifty.moe import native_kernel
 from thrifty.moe.packing import Run, common_of, runs_of
 
-_KERNEL_NAMES = {"SiLU": "silu", "SiLUActivation": "silu", "NewGELUActivation": "gelu", "GELUTanh": "gelu"}
+KERNEL_NAMES = {"SiLU": "silu", "SiLUActivation": "silu", "NewGELUActivation": "gelu", "GELUTanh": "gelu"}
 """The activations that kernels know, by the class of the module."""
 
 
@@ -88,12 +89,16 @@ class PackedMlp(nn.Module):
     def forward(self, x: Float[Tensor, "*tokens d"]) -> Float[Tensor, "*tokens d"]:
         """Each token through its expert."""
         tokens = x.reshape(-1, x.shape[-1])
-        if self._source:
-            self.choice = self._source[0].choice
-        elif self.router is not None:
-            self.choice = choose(self.router, tokens)
-        out = run(self, tokens, self.choice if self.shape.num_experts > 1 else None)
-        return out.view(x.shape)
+        choice = self._source[0].choice if self._source else None
+        name = KERNEL_NAMES.get(type(self.activation).__name__)
+        fast = native_kernel.run(self, tokens, choice, name) if name else None
+        if fast is not None:
+            out, self.choice = fast
+            return out.view(x.shape)
+        if choice is None and self.router is not None:
+            choice = choose(self.router, tokens)
+        self.choice = choice
+        return run(self, tokens, choice).view(x.shape)
 
 
 @dataclass(frozen=True)
@@ -120,9 +125,11 @@ def choose(router: Float[Tensor, "experts d"], x: Float[Tensor, "tokens d"]) -> 
         return linear(x.float(), router.float()).argmax(-1)
 
 
-def run(mlp: PackedMlp, x: Float[Tensor, "tokens d"], choice: Int[Tensor, " tokens"] | None) -> Float[Tensor, "tokens d"]:
+def run(
+    mlp: PackedMlp, x: Float[Tensor, "tokens d"], choice: Int[Tensor, " tokens"] | None
+) -> Float[Tensor, "tokens d"]:
     """Each token through the expert `choice` names; None: all through the only expert."""
-    name = _KERNEL_NAMES.get(type(mlp.activation).__name__)
+    name = KERNEL_NAMES.get(type(mlp.activation).__name__)
     if choice is not None and name and x.is_cuda and _has_triton() and not torch.is_grad_enabled():
         return _run_kernels(mlp, x.contiguous(), choice, name)
     out = _part(mlp, x, [(0, mlp.shape.stored)]) if choice is None else run_sorted(mlp, x, choice)

@@ -1,4 +1,4 @@
-"""Shared by the tests of the kernels in Triton: where they run, packed experts with random weights, and what is right."""
+"""Shared by the tests of the kernels in Triton: where they run, packed experts, and what is right."""
 
 import os
 from typing import Any

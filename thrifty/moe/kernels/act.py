@@ -1,4 +1,4 @@
-# ruff: noqa: ANN001, ANN202, SIM108 -- Triton compiles this: no annotations, no unpacking of tuples
+# ruff: noqa: ANN001, ANN201, ANN202 -- Triton compiles this: no annotations, no unpacking of tuples
 # pyright: reportMissingImports=false, reportIndexIssue=false, reportOptionalSubscript=false, reportOptionalMemberAccess=false
 """Activations inside kernels, and gate and up projections side by side turned into hidden channels in one pass."""
 

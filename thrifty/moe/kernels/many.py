@@ -22,7 +22,7 @@ from thrifty.moe.kernels.act import activated
 
 @dataclass(frozen=True)
 class Tuning:
-    """How the kernels run: tokens, channels and columns of a tile, warps and stages, of the first and second product."""
+    """How the kernels run: tokens, channels and columns of a tile, warps and stages, for each of the two products."""
 
     rows: int = 128
     channels: int = 128

@@ -1,0 +1,87 @@
+"""Gates and masks on the parts of a network: what is read through a gate, what is zero for a while, what is zero for
+good."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from thrifty.prune.coupling import Group
+
+
+def state_of(model: nn.Module) -> dict[str, Tensor]:
+    """Parameters and buffers of `model` by name, each under all of its names."""
+    parameters = model.named_parameters(remove_duplicate=False)
+    return dict(parameters) | dict(model.named_buffers(remove_duplicate=False))
+
+
+def gated(model: nn.Module, groups: Sequence[Group], gates: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The weights through which parts are read, multiplied by the gates of the parts.
+
+    Give them to `torch.func.functional_call(model, weights, inputs)`: that equals multiplying each part's values by its
+    gate wherever a layer reads them, and is differentiable in the gates. Groups without gates are left alone.
+    """
+    state = dict(model.named_parameters())
+    factors: dict[tuple[str, int], Tensor] = {}
+    for group in groups:
+        if group.name not in gates:
+            continue
+        for part in group.slices:
+            if part.role != "reads":
+                continue
+            weight = state[part.tensor]
+            index = part.index.to(weight.device)
+            factor = factors.get((part.tensor, part.dim))
+            if factor is None:
+                factor = torch.ones(weight.shape[part.dim], device=weight.device, dtype=weight.dtype)
+            values = gates[group.name].to(weight.dtype)[:, None].expand(index.shape).flatten()
+            factors[part.tensor, part.dim] = factor.index_put((index.flatten(),), values)
+    result: dict[str, Tensor] = {}
+    for (name, dim), factor in factors.items():
+        weight = result.get(name, state[name])
+        result[name] = weight * factor.view([-1 if axis == dim else 1 for axis in range(weight.ndim)])
+    return result
+
+
+@contextmanager
+def masked(model: nn.Module, groups: Sequence[Group], keep: Mapping[str, Tensor]) -> Iterator[nn.Module]:
+    """The model with all that belongs to dropped parts (keep 0) at zero; given back as it was."""
+    state = state_of(model)
+    touched = {part.tensor for group in groups if group.name in keep for part in group.slices}
+    before = {name: state[name].detach().clone() for name in touched}
+    try:
+        zero(model, groups, keep)
+        yield model
+    finally:
+        with torch.no_grad():
+            for name, tensor in before.items():
+                state[name].copy_(tensor)
+
+
+@torch.no_grad()
+def zero(
+    model: nn.Module, groups: Sequence[Group], keep: Mapping[str, Tensor], optimizer: Optimizer | None = None
+) -> None:
+    """Set all that belongs to dropped parts (keep 0) to exactly 0, in place, and the optimiser's state of it too."""
+    state = state_of(model)
+    for group in groups:
+        if group.name not in keep:
+            continue
+        dropped = keep[group.name].detach().cpu() == 0
+        if not dropped.any():
+            continue
+        for part in group.slices:
+            tensor = state[part.tensor]
+            index = part.index[dropped].flatten().to(tensor.device)
+            for held in [tensor, *_optimizer_tensors(optimizer, tensor)]:
+                held.index_fill_(part.dim, index, 0.0)
+
+
+def _optimizer_tensors(optimizer: Optimizer | None, parameter: Tensor) -> list[Float[Tensor, "..."]]:
+    if optimizer is None or parameter not in optimizer.state:
+        return []
+    held = optimizer.state[parameter]
+    return [value for value in held.values() if isinstance(value, Tensor) and value.shape == parameter.shape]

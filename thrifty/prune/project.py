@@ -1,0 +1,97 @@
+"""All parts of all groups at once: how large they are, and making those smaller that are to go.
+
+A part holds what makes it and what follows it (its filter, its normalisation) as one vector g. Where all of it is 0,
+the part does nothing. Here is the proximal step of ATO (Wu et al., CVPR 2024, section 3.3), g <- g max(0, 1 - amount /
+|g|), as a few operations on flat tensors, however many layers there are.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from thrifty.prune.coupling import Group, Slice
+from thrifty.prune.layout import Layout
+
+
+class Projection:
+    """The parts of a network, ready to be measured and scaled together. Holds good until a tensor changes its shape."""
+
+    def __init__(self, model: nn.Module, groups: Sequence[Group]) -> None:
+        """Find the parameters of every part of `groups`."""
+        self.layout = Layout.of(groups)
+        parameters = dict(model.named_parameters())
+        first, owners = 0, {}
+        for group in groups:
+            for one in group.slices:
+                if one.role != "reads" and one.tensor in parameters:
+                    rows = owners.setdefault((one.tensor, one.dim), {})
+                    rows.update(_rows(one, first))
+            first += group.size
+        self.device = next(iter(parameters.values())).device
+        self.parameters = [parameters[name] for name, _ in owners]
+        self._dims = [dim for _, dim in owners]
+        part_of_row = [
+            torch.tensor([rows.get(row, first) for row in range(one.shape[dim])], dtype=torch.int32)
+            for (_, dim), rows, one in zip(owners, owners.values(), self.parameters, strict=True)
+        ]
+        self._part_of_row = torch.cat(part_of_row).to(self.device)
+        self._part_of_element = torch.cat(
+            [
+                rows.repeat_interleave(one.numel() // len(rows))
+                for rows, one in zip(part_of_row, self.parameters, strict=True)
+            ]
+        ).to(self.device)
+        self._counts = [one.numel() for one in self.parameters]
+
+    @torch.no_grad()
+    def norms(self) -> Float[Tensor, " parts"]:
+        """The Euclidean length of every part."""
+        return self.dots(self.parameters, self.parameters).clamp_min(0).sqrt()
+
+    @torch.no_grad()
+    def dots(self, left: Sequence[Tensor], right: Sequence[Tensor]) -> Float[Tensor, " parts"]:
+        """For every part the inner product of two lists of tensors that are shaped as `parameters` are."""
+        products = torch._foreach_mul(  # pyright: ignore[reportPrivateImportUsage]
+            self._flat(left), self._flat(right)
+        )
+        rows = [
+            product if one.dim() == 1 else product.view(one.shape[dim], -1).sum(1)
+            for product, one, dim in zip(products, self.parameters, self._dims, strict=True)
+        ]
+        parts = torch.zeros(self.layout.num_parts + 1, device=self.device)
+        return parts.index_add_(0, self._part_of_row, torch.cat(rows).float())[:-1]
+
+    @torch.no_grad()
+    def scale(self, factor: Float[Tensor, " parts"]) -> None:
+        """Multiply every part in place by its factor."""
+        whole = torch.cat([factor, factor.new_ones(1)]).index_select(0, self._part_of_element)
+        flat, pieces = self._flat(self.parameters), whole.split(self._counts)
+        if all(view.data_ptr() == one.data_ptr() for view, one in zip(flat, self.parameters, strict=True)):
+            torch._foreach_mul_(flat, pieces)  # pyright: ignore[reportPrivateImportUsage]
+            return
+        for one, dim, piece in zip(self.parameters, self._dims, pieces, strict=True):
+            one.mul_(piece.view(one.movedim(dim, 0).shape).movedim(0, dim))
+
+    def shrink(self, amount: Float[Tensor, " parts"], norms: Float[Tensor, " parts"] | None = None) -> None:
+        """The proximal step: every part becomes shorter by its amount, and 0 where it is no longer than that."""
+        lengths = self.norms() if norms is None else norms
+        self.scale((1 - amount / lengths.clamp_min(1e-8)).clamp_min(0))
+
+    def _flat(self, tensors: Sequence[Tensor]) -> list[Tensor]:
+        """Each tensor row after row along the dimension that its parts lie on; a view where memory has that order."""
+        return [_flat(one.detach(), dim) for one, dim in zip(tensors, self._dims, strict=True)]
+
+
+def _rows(one: Slice, first: int) -> dict[int, int]:
+    """The number of the part to which each position of the slice belongs."""
+    return {int(row): first + part for part, rows in enumerate(one.index.tolist()) for row in rows}
+
+
+def _flat(tensor: Tensor, dim: int) -> Tensor:
+    moved = tensor.movedim(dim, 0)
+    is_outer = moved.dim() > 0 and all(moved.stride(0) >= stride for stride in moved.stride())
+    if is_outer and torch.ops.aten.is_non_overlapping_and_dense(tensor):
+        return tensor.as_strided((tensor.numel(),), (1,))
+    return moved.reshape(-1)

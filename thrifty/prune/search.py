@@ -1,0 +1,153 @@
+"""Which parts to keep, learnt: the controller of ATO, its loss, and the decision at the end.
+
+The loss is the task's on the network with gates, plus `strength` times |log(cost / limit)| (Wu et al., CVPR 2024,
+equation 5 in its two-sided form). Published, the limit is the budget from the first step on, so that the network the
+controller judges by is a broken one for most of the search. Annealed, the limit goes from the whole network to the
+budget, the same factor each step, over the first part of the search.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from thrifty.budget import Budget
+from thrifty.gates import OFFSET, Controller, gumbel_sigmoid, likely_open
+from thrifty.prune import ranks
+from thrifty.prune.batches import mixed
+from thrifty.prune.layout import Layout
+
+TaskLoss = Callable[[Mapping[str, Tensor]], Tensor]
+"""The loss of the task with these gates (a number in [0, 1] for each part, by the name of its group)."""
+
+_ANNEALED_SHARE = 0.7
+_HIDDEN = 128
+
+
+@dataclass(frozen=True)
+class SearchSettings:
+    """How the controller learns. The defaults are the published ones, but for what the improved form changes:
+    `is_annealed`, `is_soft` and `averaging`, the share of the old logits in their running mean (0: no mean)."""
+
+    temperature: float = 0.4
+    offset: float = OFFSET
+    strength: float = 8.0
+    learning_rate: float = 1e-3
+    weight_decay: float = 1e-2
+    is_annealed: bool = True
+    is_soft: bool = False
+    averaging: float = 0.95
+    dead_zone: float = 0.0
+
+
+class Search:
+    """The controller of one network, its optimiser, and the running mean of its logits."""
+
+    def __init__(
+        self, layout: Layout, budget: Budget, settings: SearchSettings, device: torch.device, seed: int
+    ) -> None:
+        """Begin with nearly every gate open."""
+        self.layout, self.budget, self.settings, self.seed = layout, budget, settings, seed
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(mixed(seed, -2))
+            self.controller = Controller(layout.sizes, hidden=_HIDDEN).to(device)
+        self.optimizer = torch.optim.AdamW(_decayed(self.controller, settings.weight_decay), settings.learning_rate)
+        self.generator = torch.Generator(device)
+        whole = {name: torch.ones(size, device=device) for name, size in layout.sizes.items()}
+        self.whole_cost = budget.spent(whole)
+        self.average = self.logits().detach().clone()
+        self.num_steps = 0
+
+    def logits(self) -> Float[Tensor, " parts"]:
+        """What the controller says now, with its gradient."""
+        return self.layout.flat({name: rows[0] for name, rows in self.controller().items()})
+
+    def limit_at(self, progress: float) -> float:
+        """What may be spent when this share of the search is over."""
+        if not self.settings.is_annealed:
+            return float(self.budget.limit)
+        done = min(progress / _ANNEALED_SHARE, 1.0)
+        return self.whole_cost * (self.budget.limit / self.whole_cost) ** done
+
+    def step(self, task_loss: TaskLoss, progress: float) -> Tensor:
+        """One step of the controller; return the loss of the task. Under DDP all ranks take the same step."""
+        one = self.settings
+        self.generator.manual_seed(mixed(self.seed, self.num_steps))
+        logits = self.logits()
+        gates = self._drawn(logits, hard=not one.is_soft)
+        loss = task_loss(self.layout.named(gates))
+        sampled = self._drawn(logits) if one.is_soft else gates
+        penalty = self._penalty(self.layout.named(sampled), self.limit_at(progress))
+        weights = list(self.controller.parameters())
+        gradients = torch.autograd.grad(loss + one.strength * penalty, weights)
+        for weight, gradient in zip(weights, ranks.mean(gradients), strict=True):
+            weight.grad = gradient
+        self.optimizer.step()
+        self.num_steps += 1
+        with torch.no_grad():
+            self.average.lerp_(self.logits(), 1 - one.averaging)
+        return loss.detach()
+
+    def _penalty(self, keep: dict[str, Tensor], limit: float) -> Tensor:
+        budget = replace(self.budget, limit=limit)
+        penalty = budget.penalty(keep)
+        if not self.settings.dead_zone:
+            return penalty
+        zone = self.settings.dead_zone * self.whole_cost
+        return penalty.clamp_min(math.log((limit + zone) / limit))  # the clamp has no gradient within the zone
+
+    @torch.no_grad()
+    def mask(self) -> Float[Tensor, " parts"]:
+        """1 for the parts that are to stay as the mean logits have it, without noise; at least one of each group."""
+        return self._filled(likely_open(self.average, self.settings.offset).float())
+
+    @torch.no_grad()
+    def sample(self) -> Float[Tensor, " parts"]:
+        """As `mask`, but one draw from what the controller says now, as published."""
+        self.generator.manual_seed(mixed(self.seed, -3 - self.num_steps))
+        return self._filled(self._drawn(self.logits()))
+
+    def _drawn(self, logits: Tensor, hard: bool = True) -> Tensor:
+        one = self.settings
+        return gumbel_sigmoid(
+            logits, temperature=one.temperature, offset=one.offset, hard=hard, generator=self.generator
+        )
+
+    def _filled(self, mask: Tensor) -> Tensor:
+        """The mask with the best part of every group that it empties."""
+        kept = self.layout.named(mask)
+        for name, scores in self.scores().items():
+            best = torch.nn.functional.one_hot(scores.argmax(), len(scores)).to(mask)
+            kept[name] = torch.maximum(kept[name], best)
+        return self.layout.flat(kept)
+
+    def scores(self) -> dict[str, Tensor]:
+        """How much the controller wants each part, by group."""
+        return self.layout.named(self.average)
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that the next step depends on."""
+        return {
+            "controller": self.controller.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "average": self.average,
+            "num_steps": self.num_steps,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on where `state_dict` was taken."""
+        self.controller.load_state_dict(state["controller"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.average = state["average"].to(self.average.device)
+        self.num_steps = state["num_steps"]
+
+
+def _decayed(controller: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Weights decay; biases and normalisations do not."""
+    weights = [one for one in controller.parameters() if one.dim() > 1]
+    rest = [one for one in controller.parameters() if one.dim() <= 1]
+    return [{"params": weights, "weight_decay": weight_decay}, {"params": rest, "weight_decay": 0.0}]
