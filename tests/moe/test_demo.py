@@ -11,7 +11,7 @@ def test_the_demo_compares_experts_with_static_pruning(monkeypatch: pytest.Monke
     monkeypatch.setattr(llm, "load", lambda name: language)
     said: list[str] = []
     report = demo.run("thrifty demo", silent, said.append)
-    assert [row["label"] for row in report.rows] == ["dense", "magnitude", "wanda_sp", "cluster of 8", "cluster of 16"]
+    assert [row["label"] for row in report.rows] == ["dense", "magnitude", "wanda_sp", "cluster of 8"]
     assert all(row["active_ratio_mlp"] == pytest.approx(0.75, abs=0.09) for row in report.rows[1:])
     assert {plot.title for plot in report.plots} >= {"Quality against what is active", "Channels by layer"}
     assert "<svg" in report.page()

@@ -79,6 +79,6 @@ def test_health_names_dead_experts(job: MoeJob, random) -> None:
     for site in job.sites:
         plan.evidence[f"{site.name}.router"][1:] = 0
         plan.evidence[f"{site.name}.router"][1] = plan.evidence[f"{site.name}.router"][0] * -1
-    found = evaluate.health(job.model, plan, job.corpus.held_out)
+    found = evaluate.health(job.sites, plan, evaluate.load(job.model, plan, job.corpus.held_out))
     assert found["dead_experts"] == pytest.approx(0.5)
     assert found["widths"] == [48, 48, 48]

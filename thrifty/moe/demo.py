@@ -17,9 +17,8 @@ ENTRIES: tuple[tuple[str, dict[str, Any]], ...] = (
     ("magnitude", {}),
     ("wanda_sp", {}),
     ("cluster", {"num_experts": 8}),
-    ("cluster", {"num_experts": 16}),
 )
-ASKED = Asked(active=ACTIVE, window=256, windows=4, calibration=16)
+ASKED = Asked(active=ACTIVE, window=256, windows=4, calibration=8)
 
 
 def run(command: str, track: Track, say: Callable[[str], None]) -> Report:
