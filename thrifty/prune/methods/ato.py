@@ -91,9 +91,9 @@ class Ato:
         `example` are inputs to capture the network with. Raises `ModelError` where it cannot be captured,
         `SettingError` where the budget cannot be reached or the model is spread over several ranks.
         """
-        whole = ranks.inner(model)
-        coupling = coupling_of(whole, example)
-        budget = budget_of(keep, coupling, residual=residual, round_to=round_to, model=whole)
+        network = ranks.inner(model)
+        coupling, device = coupling_of(network, example), next(network.parameters()).device
+        budget = budget_of(keep, coupling, residual=residual, round_to=round_to, model=network, device=device)
         how = {"seed": seed, "round_to": round_to, "residual": residual}
         return self.loop_of(model, optimizer, coupling, budget, num_steps, **how, criterion=criterion)
 
