@@ -15,7 +15,6 @@ from thrifty.prune.coupling import coupling_of
 from thrifty.prune.models import resnet8, resnet20
 from thrifty.prune.trial import half, tensors_of, unsettled
 
-
 KINDS = ["resnet8", "resnext", "mobilenet v3", "densenet", "u-net", "vit", "two heads", "bare parameters", "group norm"]
 
 

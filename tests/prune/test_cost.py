@@ -17,8 +17,6 @@ from thrifty.prune.trial import half
 QUICK = [name for name in ZOO if name != "resnet56"]  # resnet8 is the same at less cost
 COUNTED = [name for name in QUICK if name not in ("vit", "swin")]  # PyTorch does not count its attention on CPUs
 
-]  # PyTorch does not count its own attention kernel for CPUs
-
 
 @cache
 def captured(name):
