@@ -55,7 +55,7 @@ class Phases:
     warm_up: float = 0.05
     search: float = 0.3
     shrink: float = 0.35
-    controller_steps: int = 400
+    controller_steps: int = 200
     every: int = 0
     is_removed: bool = True
     late: float = 0.0

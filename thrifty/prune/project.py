@@ -43,7 +43,9 @@ class Projection:
                 for rows, one in zip(part_of_row, self.parameters, strict=True)
             ]
         ).to(self.device)
-        self._counts = [one.numel() for one in self.parameters]
+        self._factors = torch.ones(len(self._part_of_element), device=self.device)
+        self._pieces = self._factors.split([one.numel() for one in self.parameters])
+        self._views = self._flat(self.parameters)
 
     @torch.no_grad()
     def norms(self) -> Float[Tensor, " parts"]:
@@ -66,13 +68,14 @@ class Projection:
     @torch.no_grad()
     def scale(self, factor: Float[Tensor, " parts"]) -> None:
         """Multiply every part in place by its factor."""
-        whole = torch.cat([factor, factor.new_ones(1)]).index_select(0, self._part_of_element)
-        flat, pieces = self._flat(self.parameters), whole.split(self._counts)
-        if all(view.data_ptr() == one.data_ptr() for view, one in zip(flat, self.parameters, strict=True)):
-            torch._foreach_mul_(flat, pieces)  # pyright: ignore[reportPrivateImportUsage]
-            return
-        for one, dim, piece in zip(self.parameters, self._dims, pieces, strict=True):
-            one.mul_(piece.view(one.movedim(dim, 0).shape).movedim(0, dim))
+        whole = torch.cat([factor.to(self._factors.dtype), self._factors.new_ones(1)])
+        torch.index_select(whole, 0, self._part_of_element, out=self._factors)
+        if any(view.data_ptr() != one.data_ptr() for view, one in zip(self._views, self.parameters, strict=True)):
+            self._views = self._flat(self.parameters)
+        torch._foreach_mul_(self._views, self._pieces)  # pyright: ignore[reportPrivateImportUsage]
+        for one, view, dim in zip(self.parameters, self._views, self._dims, strict=True):
+            if view.data_ptr() != one.data_ptr():  # a copy, since memory has another order
+                one.copy_(view.view(one.movedim(dim, 0).shape).movedim(0, dim))
 
     def shrink(self, amount: Float[Tensor, " parts"], norms: Float[Tensor, " parts"] | None = None) -> None:
         """The proximal step: every part becomes shorter by its amount, and 0 where it is no longer than that."""

@@ -3,11 +3,12 @@
 Published, the loss is the task's on the network with gates, plus `strength` times |log(cost / limit)| (Wu et al., CVPR
 2024, equation 5 in its two-sided form), and the limit is the budget from the first step on. Two things go wrong there.
 The controller judges by a broken network for most of the search; and its optimiser, Adam, divides by the size of the
-gradients, so that a budget term which is much steeper than the task makes all logits fall alike, whatever the task says.
+gradients, so that a budget term which is much steeper than the task makes all logits fall alike, whatever the task
+says.
 
 Here the limit goes from the whole network to the budget, by the same factor in each step, over the first part of the
-search; and the weight of log(cost / limit) is a Lagrange multiplier, the `pressure`. It grows while too much is spent and
-falls while too little is, until what a part costs outweighs what it is worth for just as many parts as the budget asks.
+search; and the weight of log(cost / limit) is a Lagrange multiplier, the `pressure`. It grows while too much is spent
+and falls while too little is, until what a part costs outweighs what it is worth for as many parts as must go.
 """
 
 import math
@@ -35,8 +36,11 @@ _GAIN = 10.0  # pressure gained by spending e times the limit for the whole sear
 
 @dataclass(frozen=True)
 class SearchSettings:
-    """How the controller learns. `is_annealed`, `has_pressure`, `is_soft`, `averaging` (the share of the old logits in
-    their running mean) and `dead_zone` are where the improved form, which is the default, and the published one part."""
+    """How the controller learns.
+
+    The improved form, which is the default, and the published one part in `is_annealed`, `has_pressure`, `is_soft`,
+    `dead_zone` and `averaging`, the share of the old logits in their running mean.
+    """
 
     temperature: float = 0.4
     offset: float = OFFSET
@@ -67,6 +71,7 @@ class Search:
         self.whole_cost = budget.spent(whole)
         self.average = self.logits().detach().clone()
         self.num_steps = 0
+        self._places, self._is_beyond = (one.to(device) for one in _table(layout))
         self.pressure = torch.zeros((), device=device)
         self.progress = 0.0
 
@@ -136,12 +141,10 @@ class Search:
         )
 
     def _filled(self, mask: Tensor) -> Tensor:
-        """The mask with the best part of every group that it empties."""
-        kept = self.layout.named(mask)
-        for name, scores in self.scores().items():
-            best = torch.nn.functional.one_hot(scores.argmax(), len(scores)).to(mask)
-            kept[name] = torch.maximum(kept[name], best)
-        return self.layout.flat(kept)
+        """The mask with the best part of every group, so that it empties none."""
+        scores = self.average[self._places].masked_fill(self._is_beyond, -torch.inf)
+        best = self._places.gather(1, scores.argmax(1, keepdim=True)).flatten()
+        return mask.detach().index_fill(0, best, 1.0)
 
     def scores(self) -> dict[str, Tensor]:
         """How much the controller wants each part, by group."""
@@ -172,3 +175,12 @@ def _decayed(controller: nn.Module, weight_decay: float) -> list[dict[str, Any]]
     weights = [one for one in controller.parameters() if one.dim() > 1]
     rest = [one for one in controller.parameters() if one.dim() <= 1]
     return [{"params": weights, "weight_decay": weight_decay}, {"params": rest, "weight_decay": 0.0}]
+
+
+def _table(layout: Layout) -> tuple[Tensor, Tensor]:
+    """The numbers of the parts of each group in a row, and which places of a row are beyond its end."""
+    rows = [torch.arange(size) for size in layout.sizes.values()]
+    first = torch.tensor([0, *(len(row) for row in rows[:-1])]).cumsum(0)
+    inside = nn.utils.rnn.pad_sequence([torch.ones(len(row), dtype=torch.bool) for row in rows], batch_first=True)
+    places = nn.utils.rnn.pad_sequence(rows, batch_first=True) + first[:, None]
+    return places.where(inside, 0), ~inside

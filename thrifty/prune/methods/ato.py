@@ -28,8 +28,9 @@ class Ato:
 
     `warm_up`, `search` and `shrink` are the shares of all steps at which these phases end. The controller takes
     `controller_steps` steps during the search; the limit falls from the whole network to the budget, and `strength`
-    tells how fast the weight of the budget in the controller's loss grows where too much is spent. Dropped parts lose such a share of their length with each step that they are 0
-    when the shrink phase ends; the network is then cut, and the rest of the training costs what the small one costs.
+    tells how fast the weight of the budget in the controller's loss grows where too much is spent. Dropped parts lose
+    such a share of their length with each step that they are 0 when the shrink phase ends; the network is then cut, and
+    the rest of the training costs what the small one costs.
 
     `recipe` = published is the authors' code in its order and with its numbers: the full budget from the first step,
     soft gates, a controller step every 20 steps, a mask drawn once an epoch, a proximal step of strength 10, then 1000,
@@ -40,7 +41,7 @@ class Ato:
     warm_up: float = 0.05
     search: float = 0.3
     shrink: float = 0.35
-    controller_steps: int = 400
+    controller_steps: int = 200
     strength: float = 8.0
     temperature: float = 0.4
     averaging: float = 0.95
