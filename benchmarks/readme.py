@@ -11,6 +11,8 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 import graph_tables
+import moe_tables
+import prune_tables
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -148,6 +150,8 @@ TABLES = {
     "README.md": {
         "graph_sga.jsonl": graph_tables.scorers,
         "kv_quality.jsonl": presets_only,
+        "prune.jsonl": prune_tables.prune,
+        "moe.jsonl": moe_tables.moe,
     },
     "docs/graph.md": {
         "graph_sga.jsonl": graph_tables.sga,

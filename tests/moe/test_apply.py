@@ -6,9 +6,11 @@ import sys
 import pytest
 import torch
 
+from thrifty import llm
 from thrifty.errors import ModelError, OutputError, SettingError
 from thrifty.moe import apply as outputs
 from thrifty.moe import standard
+from thrifty.moe.masking import masked
 from thrifty.plan import Plan
 
 ALONE = """
@@ -136,3 +138,20 @@ def test_a_plan_of_another_model_is_refused(tiny, random) -> None:
         outputs.apply(random(model), tiny(num_hidden_layers=2))
     with pytest.raises(SettingError):
         outputs.apply(Plan("none", {}), model)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("layout", outputs.LAYOUTS)
+def test_smollm2_is_exported_exactly(layout, random, tmp_path) -> None:
+    dense = llm.load("smollm2")
+    plan = random(dense.model, num_experts=4, widths=768, common=256)
+    made = outputs.apply(plan, dense.model, layout)
+    outputs.save(made, tmp_path / "out", dense.tokenizer)
+    tokens = torch.tensor([dense.encode("The capital of France is")])
+    with torch.inference_mode(), masked(dense.model, plan):
+        wanted = dense.model(tokens).logits
+    with torch.inference_mode():
+        again = outputs.load(tmp_path / "out")(tokens).logits
+    assert float((again - wanted).abs().max()) < outputs.TOLERANCE * float(wanted.abs().max())
+    if layout == "standard":
+        assert llm.load(tmp_path / "out").encode("Paris") == dense.encode("Paris")

@@ -62,7 +62,7 @@ def error(found: torch.Tensor, wanted: torch.Tensor) -> float:
     return float((found.double() - wanted).norm() / wanted.norm())
 
 
-@pytest.mark.parametrize("tokens", [1, 3, 8])
+@pytest.mark.parametrize("tokens", [1, 3, 8, 9, 50])
 @pytest.mark.parametrize(("gate", "bias"), [(True, False), (True, True), (False, True)])
 @torch.no_grad()
 def test_each_token_goes_through_the_expert_its_router_chooses(variant, tokens, gate, bias) -> None:
@@ -80,9 +80,10 @@ def test_a_choice_that_is_given_is_followed(variant) -> None:
     assert error(found, right(mlp, x, choice)) < 1e-5
 
 
+@pytest.mark.parametrize("tokens", [2, 20])
 @torch.no_grad()
-def test_rows_of_other_experts_are_not_read(variant) -> None:
-    mlp, x, choice = experts(), torch.randn(2, 45), torch.tensor([1, 1])
+def test_rows_of_other_experts_are_not_read(variant, tokens) -> None:
+    mlp, x, choice = experts(), torch.randn(tokens, 45), torch.full((tokens,), 1)
     wanted = right(mlp, x, choice)
     for weight in (mlp.gate, mlp.up, mlp.down):
         weight[mlp.members[1] == 0] = torch.nan
@@ -99,9 +100,10 @@ def test_bfloat16_differs_by_its_rounding_only(variant) -> None:
     assert error(found, right(mlp, x, choice)) < 5e-3
 
 
+@pytest.mark.parametrize("tokens", [5, 40])
 @torch.no_grad()
-def test_result_does_not_depend_on_the_number_of_threads(variant, monkeypatch) -> None:
-    mlp, x, found = experts(channels=1000), torch.randn(5, 45), []
+def test_result_does_not_depend_on_the_number_of_threads(variant, tokens, monkeypatch) -> None:
+    mlp, x, found = experts(channels=1000), torch.randn(tokens, 45), []
     before = torch.get_num_threads()
     try:
         for threads in (1, 2, 3):
@@ -124,11 +126,33 @@ def test_the_module_uses_it_where_it_can(monkeypatch) -> None:
     assert torch.allclose(mlp(x), fast, atol=1e-4)
 
 
-def test_gradients_and_many_tokens_are_left_to_pytorch() -> None:
+def test_gradients_and_many_tokens_in_half_precision_are_left_to_pytorch() -> None:
     mlp = experts()
     assert native_kernel.run(mlp, torch.randn(2, 45), None, "silu") is None
     with torch.no_grad():
-        assert native_kernel.run(mlp, torch.randn(native_kernel.MOST_TOKENS + 1, 45), None, "silu") is None
+        many = torch.randn(native_kernel.FEW_TOKENS + 1, 45).bfloat16()
+        mlp = mlp.bfloat16()
+        mlp.router.data = mlp.router.float()
+        assert native_kernel.run(mlp, many, None, "silu") is None
+
+
+@pytest.mark.parametrize("given", [True, False])
+@torch.no_grad()
+def test_very_many_tokens_are_run_in_parts(given, monkeypatch) -> None:
+    monkeypatch.setattr(native_kernel, "MOST_TOKENS", 30)
+    mlp, x = experts(), torch.randn(100, 45)
+    choice = torch.randint(0, 4, (100,)) if given else None
+    found, chosen = native_kernel.run(mlp, x, choice, "silu")
+    assert torch.equal(chosen, choice if given else choose(mlp.router, x))
+    assert error(found, right(mlp, x, chosen)) < 1e-5
+
+
+@pytest.mark.parametrize(("gate", "activation"), [(True, "silu"), (False, "gelu")])
+@torch.no_grad()
+def test_activations_hold_at_their_ends(variant, gate, activation) -> None:
+    mlp, x = experts(gate=gate), torch.randn(12, 45) * 200
+    found, choice = native_kernel.run(mlp, x, None, activation)
+    assert error(found, right(mlp, x, choice)) < 1e-5
 
 
 def test_a_variant_that_does_not_exist_is_refused(monkeypatch) -> None:

@@ -1,7 +1,8 @@
 """Decode attention on packed codes in C++ (`thrifty/kv/native`), for one new token on a CPU.
 
-Where the library can neither be found nor compiled (`thrifty.native_build`), one warning says so and the reference in PyTorch runs instead. `$THRIFTY_NATIVE` is 0 to
-switch the kernel off, or `avx512`, `avx2` or `portable` to force one variant.
+Where the library can neither be found nor compiled (`thrifty.native_build`), one warning says so and the reference in
+PyTorch runs instead. `$THRIFTY_NATIVE` is 0 to switch the kernel off, or `avx512`, `avx2` or `portable` to force one
+variant.
 """
 
 import ctypes

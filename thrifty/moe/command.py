@@ -117,11 +117,13 @@ def _forecast(model: str, method: Any, options: dict[str, Any], start: float) ->
         Column("params_total", "in all", ",d"),
         Column("bytes", "bytes on disk", ",d"),
         Column("speed_up", "decoding, at best", ".2f"),
+        Column("speed_up_prefill", "prefill, at best", ".2f"),
     ]
     notes = [
         f"The dense model has {rows[0]['params_dense']:,} parameters. {num_experts} experts of {rows[0]['width']} "
         "channels in each MLP; `tomoe` lets widths differ between layers within the same budget.",
-        "`decoding, at best`: times faster where reading weights is all that takes time. Nothing has been trained.",
+        "At best: times faster where reading weights (decoding) or multiplying with them (prefill) is all that takes "
+        "time. Nothing has been trained.",
     ]
     title = f"{model}, {options['active']:g} of the {options['scope']} active: what it will cost"
     origin = provenance(console.command(), time.perf_counter() - start)

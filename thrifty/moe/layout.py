@@ -101,6 +101,7 @@ def build(plan: Plan, model: Any) -> Any:
     for name, parameter in made.named_parameters():
         if ".router" in name or ".token_mask" in name:
             parameter.data = parameter.data.float()
+    made.tie_weights()
     made.load_state_dict(state)
     return made.to(sites[0].up.weight.device).eval()
 

@@ -1,7 +1,8 @@
-"""A few tokens on a CPU through experts that share stored channels, in C++ (`thrifty/moe/native`).
+"""Tokens on a CPU through experts that share stored channels, in C++ (`thrifty/moe/native`).
 
-One call routes the tokens and runs their experts, reading each row of weights that some token needs once, where it
-lies. Where the library can neither be found nor compiled (`thrifty.native_build`), one warning says so and PyTorch runs
+One call routes the tokens and runs their experts on rows of weights where they lie. Of a few tokens each row that some
+token needs is read once; many tokens (float32 only) are sorted by expert, and both products work on tiles of rows.
+Where the library can neither be found nor compiled (`thrifty.native_build`), one warning says so and PyTorch runs
 instead. `$THRIFTY_NATIVE` is 0 to switch the kernel off, or `avx512`, `avx2` or `portable` to force one variant.
 """
 
@@ -21,7 +22,7 @@ from thrifty.errors import SettingError
 SOURCES = Path(__file__).parent / "native"
 VERSION = 1
 VARIANTS = ("avx512", "avx2", "portable")
-MOST_TOKENS = 8
+FEW_TOKENS, MOST_TOKENS = 8, 2048
 _TYPES = {torch.float32: 0, torch.bfloat16: 1}
 _ACTIVATIONS = {"silu": 0, "gelu": 1}
 _POINTERS = ("x", "router", "choice", "members", "gate", "up", "down", "gate_bias", "up_bias", "out_bias", "out")
@@ -53,10 +54,15 @@ def run(
 ) -> tuple[Float[Tensor, "tokens d"], Int[Tensor, " tokens"]] | None:
     """Tokens through the experts of a `PackedMlp`, and which expert each took: that of `choice`, or of its router.
 
-    None where the kernel cannot do it: no library, many tokens, gradients, another device or type.
+    None where the kernel cannot do it: no library, gradients, another device or type.
     """
     if not _suits(mlp, x) or (name := variant()) is None or (library := _library()) is None:
         return None
+    if len(x) > MOST_TOKENS:
+        choices = [None] * -(-len(x) // MOST_TOKENS) if choice is None else choice.split(MOST_TOKENS)
+        parts = [run(mlp, *part, activation) for part in zip(x.split(MOST_TOKENS), choices, strict=True)]
+        outs, chosen = zip(*(part for part in parts if part is not None), strict=True)
+        return torch.cat(outs), torch.cat(chosen)
     tokens, out = x.float().contiguous(), torch.empty(x.shape, dtype=torch.float32)
     router = mlp.router if choice is None else None
     chosen = torch.zeros(len(x), dtype=torch.long) if choice is None else choice.long()
@@ -66,13 +72,15 @@ def run(
         *(None if tensor is None else tensor.data_ptr() for tensor in tensors),
         *(*x.shape, *mlp.members.T.shape, _TYPES[mlp.up.dtype], _ACTIVATIONS[activation], torch.get_num_threads()),
     )
-    failed = library.thrifty_experts(ctypes.byref(call), name.encode(), native_build.torch_threads())
+    entry = library.thrifty_experts_few if len(x) <= FEW_TOKENS else library.thrifty_experts_many
+    failed = entry(ctypes.byref(call), name.encode(), native_build.torch_threads())
     return None if failed else (out.to(x.dtype), chosen)
 
 
 def _suits(mlp: Any, x: Tensor) -> bool:
     return (
-        0 < len(x) <= MOST_TOKENS
+        len(x) > 0
+        and (len(x) <= FEW_TOKENS or (mlp.up.dtype == torch.float32 and mlp.shape.num_experts > 1))
         and not torch.is_grad_enabled()
         and x.device.type == mlp.up.device.type == "cpu"
         and mlp.up.dtype in _TYPES
@@ -97,6 +105,7 @@ def _library() -> ctypes.CDLL | None:
     """The library; None, and one warning, where it cannot be had."""
     library = native_build.library(SOURCES, VERSION, "experts run")
     if library is not None:
-        library.thrifty_experts.restype = ctypes.c_int32
-        library.thrifty_experts.argtypes = (ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p)
+        for entry in (library.thrifty_experts_few, library.thrifty_experts_many):
+            entry.restype = ctypes.c_int32
+            entry.argtypes = (ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p)
     return library

@@ -86,6 +86,7 @@ def build(plan: Plan, model: Any) -> Any:
         own = _routed(plan, site, dtype) if count > 1 else _single(plan, site)
         state |= {prefix + key: tensor for key, tensor in own.items()}
     state |= {key: torch.zeros_like(value) for key, value in made.state_dict().items() if ".mlp.shared_expert" in key}
+    made.tie_weights()
     made.load_state_dict(state)
     return made.to(sites[0].up.weight.device).eval()
 

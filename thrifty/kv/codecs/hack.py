@@ -120,20 +120,34 @@ class Hack:
 
     def attend(self, q: Float[Tensor, "rows q_heads queries d"], blocks: Blocks, scale: float) -> Tensor:
         """One softmax over sinks, codes and open block; the codes enter both products as they are."""
-        if self.rotation == "none":
-            return self._attend(q, blocks, scale)
-        turned = Blocks(self._turn_dense(blocks.k, "k"), self._turn_dense(blocks.v, "v"))
-        return self._turn(self._attend(self._turn(q, "k"), turned, scale), "v").to(q.dtype)
+        return self._attend_turned(q, blocks, None, scale)
 
-    def _attend(self, q: Tensor, blocks: Blocks, scale: float) -> Tensor:
+    def attend_counted(
+        self,
+        q: Float[Tensor, "rows q_heads queries d"],
+        blocks: Blocks,
+        counts: Float[Tensor, "rows heads closed"],
+        scale: float,
+    ) -> Tensor:
+        """`attend` with closed token j there `counts[..., j]` times, in PyTorch: log-counts join the scores."""
+        return self._attend_turned(q, blocks, counts, scale)
+
+    def _attend_turned(self, q: Tensor, blocks: Blocks, counts: Tensor | None, scale: float) -> Tensor:
+        if self.rotation == "none":
+            return self._attend(q, blocks, counts, scale)
+        turned = Blocks(self._turn_dense(blocks.k, "k"), self._turn_dense(blocks.v, "v"))
+        return self._turn(self._attend(self._turn(q, "k"), turned, counts, scale), "v").to(q.dtype)
+
+    def _attend(self, q: Tensor, blocks: Blocks, counts: Tensor | None, scale: float) -> Tensor:
         """`attend` in the channels that the codes are in."""
-        fast = self._attend_fast(q, blocks, scale) if self.kernel == "auto" else None
+        fast = self._attend_fast(q, blocks, scale) if self.kernel == "auto" and counts is None else None
         if fast is not None:
             return fast
         query = dense.stack_queries(q, blocks.k.open.shape[1])
         logits = [dense.scores(query, blocks.k.sinks), dense.scores(query, blocks.k.open)]
         if blocks.k.closed:
-            logits.insert(1, self._scores(query, blocks.k.closed))
+            scores = self._scores(query, blocks.k.closed)
+            logits.insert(1, scores if counts is None else scores + counts.log().unsqueeze(2) / scale)
         weights = dense.causal_softmax(torch.cat(logits, -1) * scale, q.shape[2])
         sinks, closed, opened = weights.split(blocks.v.lengths, -1)
         mixed = dense.mix(sinks, blocks.v.sinks) + dense.mix(opened, blocks.v.open)

@@ -26,9 +26,29 @@ struct Call {
 // What channels `active[first .. last)` add to the output of every token whose expert has them.
 using Unit = void (*)(const Call&, const int32_t* active, int64_t first, int64_t last, float* out);
 
+// The expert of tokens `first .. last`; of equal ones the first.
+using Route = void (*)(const Call&, int64_t first, int64_t last);
+
+// Tokens `order[first .. last)`, all of one expert with `count` channels, as rows `first .. last` of `hidden`.
+struct Group {
+  const int64_t* order;
+  int64_t first, last;
+  const int32_t* channels;
+  int64_t count;
+  float* hidden;
+  int64_t stride;
+};
+
+// Channels `begin .. end` of a group into `hidden`; columns `begin .. end` of its output out of `hidden`.
+using Product = void (*)(const Call&, const Group&, int64_t begin, int64_t end);
+
+constexpr int64_t kChannels = 48, kColumns = 32;  // of a unit of work
+
 struct Variant {
   const char* name;
   Unit unit;
+  Route route;
+  Product hidden, output;
 };
 
 extern const Variant kPortable, kAvx2, kAvx512;

@@ -2,6 +2,7 @@
 #include <atomic>
 #include <cstdlib>
 #include <cstring>
+#include <memory>
 #include <thread>
 #include <vector>
 
@@ -25,21 +26,6 @@ const Variant* find(const char* name) {
   for (const Variant* one : usable)
     if (one && (!*name || !std::strcmp(one->name, name))) return one;
   return nullptr;
-}
-
-// Of equal experts the first.
-void route(const Call& call) {
-  for (int64_t token = 0; token < call.tokens; ++token) {
-    const float* x = call.x + token * call.width;
-    float best = 0;
-    for (int64_t expert = 0; expert < call.experts; ++expert) {
-      const float* row = call.router + expert * call.width;
-      float sum = 0;
-#pragma omp simd reduction(+ : sum)
-      for (int64_t i = 0; i < call.width; ++i) sum += row[i] * x[i];
-      if (!expert || sum > best) best = sum, call.choice[token] = expert;
-    }
-  }
 }
 
 void list(const Call& call, std::vector<int32_t>& active) {
@@ -88,6 +74,53 @@ struct Job {
   }
 };
 
+// Tokens in the order of their experts, and of each expert its channels.
+struct Sorted {
+  std::vector<int64_t> order, starts, widths;
+  std::vector<int32_t> channels;  // [experts, stored]
+
+  explicit Sorted(const Call& call)
+      : order(call.tokens), starts(call.experts + 1), widths(call.experts), channels(call.experts * call.stored) {
+    for (int64_t token = 0; token < call.tokens; ++token) ++starts[call.choice[token] + 1];
+    for (int64_t expert = 0; expert < call.experts; ++expert) starts[expert + 1] += starts[expert];
+    std::vector<int64_t> next(starts.begin(), starts.end() - 1);
+    for (int64_t token = 0; token < call.tokens; ++token) order[next[call.choice[token]]++] = token;
+    for (int64_t expert = 0; expert < call.experts; ++expert)
+      for (int64_t channel = 0; channel < call.stored; ++channel)
+        if (call.members[expert * call.stored + channel])
+          channels[expert * call.stored + widths[expert]++] = static_cast<int32_t>(channel);
+  }
+};
+
+// One of the two products for all experts: units of `step` channels or columns of one expert.
+struct Products {
+  const Call& call;
+  const Sorted& sorted;
+  Product product;
+  bool is_first;
+  int64_t step;
+  float* hidden;
+  std::atomic<int64_t> next{0};
+
+  int64_t units_of(int64_t expert) const {
+    if (sorted.starts[expert] == sorted.starts[expert + 1]) return 0;
+    int64_t size = is_first ? sorted.widths[expert] : call.width;
+    return (size + step - 1) / step;
+  }
+
+  void work() {
+    for (int64_t unit; (unit = next.fetch_add(1, std::memory_order_relaxed)) >= 0;) {
+      int64_t expert = 0;
+      while (expert < call.experts && unit >= units_of(expert)) unit -= units_of(expert++);
+      if (expert == call.experts) return;
+      int64_t size = is_first ? sorted.widths[expert] : call.width, begin = unit * step;
+      Group group{sorted.order.data(),          sorted.starts[expert], sorted.starts[expert + 1],
+                  sorted.channels.data() + expert * call.stored, sorted.widths[expert], hidden, call.stored};
+      product(call, group, begin, begin + step < size ? begin + step : size);
+    }
+  }
+};
+
 }  // namespace
 }  // namespace thrifty
 
@@ -102,6 +135,25 @@ using Parallel = void (*)(void (*)(void*), void*, unsigned, unsigned);
 #define EXPORT
 #endif
 
+namespace {
+
+template <class Work>
+void share(Work& work, int64_t threads, Parallel parallel) {
+  auto run = [](void* it) { static_cast<Work*>(it)->work(); };
+  if (threads <= 1) {
+    work.work();
+  } else if (parallel) {
+    parallel(run, &work, static_cast<unsigned>(threads), 0);
+  } else {
+    std::vector<std::thread> others;
+    for (int64_t i = 1; i < threads; ++i) others.emplace_back(run, &work);
+    work.work();
+    for (auto& other : others) other.join();
+  }
+}
+
+}  // namespace
+
 extern "C" {
 
 EXPORT int32_t thrifty_version() { return kVersion; }
@@ -112,33 +164,37 @@ EXPORT const char* thrifty_variant(const char* name) {
   return found ? found->name : nullptr;
 }
 
-// 0 when done, 1 for a variant that this machine cannot run, 2 for too many tokens.
-EXPORT int32_t thrifty_experts(const Call* call, const char* name, Parallel parallel) {
+// A few tokens. 0 when done, 1 for a variant that this machine cannot run, 2 for too many tokens.
+EXPORT int32_t thrifty_experts_few(const Call* call, const char* name, Parallel parallel) {
   const Variant* variant = find(name);
   if (!variant) return 1;
   if (call->tokens > kMostTokens) return 2;
   thread_local std::vector<int32_t> active;
   thread_local std::vector<float> partial;
-  if (call->router) route(*call);
+  if (call->router) variant->route(*call, 0, call->tokens);
   list(*call, active);
   int64_t all = static_cast<int64_t>(active.size()), even = (all + kSpans - 1) / kSpans;
   int64_t span = even < kLeastSpan ? kLeastSpan : even, spans = (all + span - 1) / span;
   int64_t size = call->tokens * call->width;
   partial.resize(spans * size);
   Job job{*call, *variant, active, span, spans, size, partial.data()};
-  int64_t threads = call->threads < spans ? call->threads : spans;
-  auto run = [](void* it) { static_cast<Job*>(it)->work(); };
-  if (threads <= 1) {
-    job.work();
-  } else if (parallel) {
-    parallel(run, &job, static_cast<unsigned>(threads), 0);
-  } else {
-    std::vector<std::thread> others;
-    for (int64_t i = 1; i < threads; ++i) others.emplace_back(run, &job);
-    job.work();
-    for (auto& other : others) other.join();
-  }
+  share(job, call->threads < spans ? call->threads : spans, parallel);
   job.join();
+  return 0;
+}
+
+// Many tokens, float32 only. 0 when done, 1 for a variant that this machine cannot run, 2 for another type.
+EXPORT int32_t thrifty_experts_many(const Call* call, const char* name, Parallel parallel) {
+  const Variant* variant = find(name);
+  if (!variant) return 1;
+  if (call->type != kFloat32) return 2;
+  if (call->router) variant->route(*call, 0, call->tokens);
+  Sorted sorted(*call);
+  std::unique_ptr<float[]> hidden(new float[call->tokens * call->stored]);
+  Products first{*call, sorted, variant->hidden, true, kChannels, hidden.get()};
+  share(first, call->threads, parallel);
+  Products second{*call, sorted, variant->output, false, kColumns, hidden.get()};
+  share(second, call->threads, parallel);
   return 0;
 }
 

@@ -75,6 +75,17 @@ void typed_unit(const Call& call, const int32_t* active, int64_t first, int64_t 
   }
 }
 
+inline void route(const Call& call, int64_t first, int64_t last) {
+  for (int64_t token = first; token < last; ++token) {
+    const float* x = call.x + token * call.width;
+    float best = 0;
+    for (int64_t expert = 0; expert < call.experts; ++expert) {
+      float sum = dot(call.router + expert * call.width, x, call.width);
+      if (!expert || sum > best) best = sum, call.choice[token] = expert;
+    }
+  }
+}
+
 inline void unit(const Call& call, const int32_t* active, int64_t first, int64_t last, float* out) {
   if (call.type == kFloat32)
     typed_unit<float>(call, active, first, last, out);
