@@ -80,7 +80,8 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=60, help="for the probe, of each network")
     parser.add_argument("--epochs", type=int, default=100)
     parser.add_argument("--train", nargs="*", default=[], metavar="FIELD=VALUE", help="of every run")
-    parser.add_argument("--round-to", type=int, default=8, help="widths are multiples of it; odd ones are slow")
+    rounds = ["resnet18=8", "resnet56=4"]  # odd widths are slow; but 8 is half of a layer of ResNet-56
+    parser.add_argument("--round-to", nargs="*", default=rounds, metavar="NETWORK=N", help="widths are multiples of N")
     parser.add_argument("--residual", nargs="*", default=["resnet18"], help="networks whose streams shrink as well")
     parser.add_argument("--data", default="cifar10")
     parser.add_argument("--num-train", type=int)
@@ -203,6 +204,11 @@ def note(spec: Spec, status: int, arguments: argparse.Namespace) -> None:
     print(f"{spec.text}: stopped with status {status}: {text[-1] if text else ''}", flush=True)
 
 
+def round_of(network: str, arguments: argparse.Namespace) -> int:
+    """The widths of this network are multiples of it."""
+    return int(console.pairs_of(tuple(arguments.round_to), "--round-to").get(network, "1"))
+
+
 def training_of(arguments: argparse.Namespace, pairs: tuple[str, ...] = ()) -> Training:
     """The settings of every run."""
     chosen = {"precision": "bfloat16", "form": "graph", "epochs": str(arguments.epochs)}
@@ -229,7 +235,7 @@ def train_one(spec: Spec, arguments: argparse.Namespace) -> None:
         training_of(arguments),
         seed=spec.seed,
         device=device,
-        round_to=arguments.round_to,
+        round_to=round_of(spec.network, arguments),
         residual=spec.network in arguments.residual,
         folder=folder,
         resume=checkpoint.exists(folder),
@@ -288,7 +294,7 @@ def probe(network: str, arguments: argparse.Namespace) -> None:
         f"flops={keep:%}",
         training_of(arguments),
         device=device,
-        round_to=arguments.round_to,
+        round_to=round_of(network, arguments),
         residual=network in arguments.residual,
     )
     for form in arguments.forms:
