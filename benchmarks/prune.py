@@ -98,7 +98,11 @@ def main() -> None:
     if arguments.one and arguments.probe:
         probe(arguments.one, arguments)
     elif arguments.one:
-        train_one(Spec.of(arguments.one), arguments)
+        try:
+            train_one(Spec.of(arguments.one), arguments)
+        except KeyboardInterrupt:
+            print("stopped, the state is kept", flush=True)
+            sys.exit(130)
     elif arguments.probe:
         jobs = [command_of(name, number % arguments.gpus) for number, name in enumerate(arguments.networks)]
         for job in jobs:
@@ -242,11 +246,7 @@ def train_one(spec: Spec, arguments: argparse.Namespace) -> None:
         track=progress.silent,
     )
     method = spec.made()
-    try:
-        plan = method.plan(job)
-    except KeyboardInterrupt:
-        print("stopped, the state is kept", flush=True)
-        sys.exit(130)
+    plan = method.plan(job)
     outcome = outcome_of(method, plan, job, job.history[-1]["seconds"], batch=256)
     one = torch.randn(1, *found.shape, device=device)
     single = dict(zip(("before", "after"), evaluate.latencies_ms([job.model, outcome.small], one), strict=True))
