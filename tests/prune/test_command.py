@@ -27,7 +27,8 @@ def branching():
 
 def small(num_classes):
     return nn.Sequential(
-        nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(32, num_classes)
+        nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.AdaptiveAvgPool2d(2), nn.Flatten(),
+        nn.Linear(32, num_classes),
     )
 """
 SHORT = ("--epochs", 1, "--train", "batch_size=256", "--device", "cpu")
