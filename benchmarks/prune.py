@@ -6,7 +6,7 @@
 
 A run is NETWORK:METHOD[,FIELD=VALUE...]:SHARE OF FLOPS:SEED. On each GPU runs ResNet-18 alone, or as many of the
 other networks as `--per-gpu` says. A run that is stopped by `--minutes` keeps its state in `--state`; the same command
-goes on with it, and leaves out what is in `--out` already. Data comes through THRIFTY_DATA, or in parts:
+goes on with it, and leaves out what is in `--out` already. Data comes through THRIFTY_DATA, or in parts, to be joined:
 
     split -b 60M cifar10/train.npz cifar10/train.npz.        (makes train.npz.aa and train.npz.ab)
     python benchmarks/prune.py --parts cifar10 ...            (a folder with test.npz and the parts)
@@ -80,7 +80,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=60, help="for the probe, of each network")
     parser.add_argument("--epochs", type=int, default=100)
     parser.add_argument("--train", nargs="*", default=[], metavar="FIELD=VALUE", help="of every run")
-    rounds = ["resnet18=8", "resnet56=4"]  # odd widths are slow; but 8 is half of a layer of ResNet-56
+    rounds = ["resnet18=8", "resnet56=8"]  # other widths are slow on a GPU
     parser.add_argument("--round-to", nargs="*", default=rounds, metavar="NETWORK=N", help="widths are multiples of N")
     parser.add_argument("--residual", nargs="*", default=["resnet18"], help="networks whose streams shrink as well")
     parser.add_argument("--data", default="cifar10")

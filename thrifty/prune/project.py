@@ -25,7 +25,7 @@ class Projection:
         first, owners = 0, {}
         for group in groups:
             for one in group.slices:
-                if one.role != "reads" and one.tensor in parameters:
+                if (one.role != "reads" or group.leaks) and one.tensor in parameters:
                     rows = owners.setdefault((one.tensor, one.dim), {})
                     rows.update(_rows(one, first))
             first += group.size
@@ -44,8 +44,7 @@ class Projection:
             ]
         ).to(self.device)
         self._factors = torch.ones(len(self._part_of_element), device=self.device)
-        self._pieces = self._factors.split([one.numel() for one in self.parameters])
-        self._views = self._flat(self.parameters)
+        self._find_views()
 
     @torch.no_grad()
     def norms(self) -> Float[Tensor, " parts"]:
@@ -70,12 +69,22 @@ class Projection:
         """Multiply every part in place by its factor."""
         whole = torch.cat([factor.to(self._factors.dtype), self._factors.new_ones(1)])
         torch.index_select(whole, 0, self._part_of_element, out=self._factors)
-        if any(view.data_ptr() != one.data_ptr() for view, one in zip(self._views, self.parameters, strict=True)):
-            self._views = self._flat(self.parameters)
+        if any(one.data_ptr() != place for one, place in zip(self.parameters, self._places, strict=True)):
+            self._find_views()
         torch._foreach_mul_(self._views, self._pieces)  # pyright: ignore[reportPrivateImportUsage]
-        for one, view, dim in zip(self.parameters, self._views, self._dims, strict=True):
-            if view.data_ptr() != one.data_ptr():  # a copy, since memory has another order
-                one.copy_(view.view(one.movedim(dim, 0).shape).movedim(0, dim))
+        for one, dim, piece in self._others:
+            one.mul_(piece.view(one.movedim(dim, 0).shape).movedim(0, dim))
+
+    def _find_views(self) -> None:
+        """Pair each parameter with its factors: all flat where memory has their order, the others as they are."""
+        self._places = [one.data_ptr() for one in self.parameters]
+        flat = self._flat(self.parameters)
+        pieces = self._factors.split([one.numel() for one in self.parameters])
+        is_view = [view.data_ptr() == place for view, place in zip(flat, self._places, strict=True)]
+        self._views = [view for view, is_one in zip(flat, is_view, strict=True) if is_one]
+        self._pieces = [piece for piece, is_one in zip(pieces, is_view, strict=True) if is_one]
+        rest = zip(self.parameters, self._dims, pieces, is_view, strict=True)
+        self._others = [(one, dim, piece) for one, dim, piece, is_one in rest if not is_one]
 
     def shrink(self, amount: Float[Tensor, " parts"], norms: Float[Tensor, " parts"] | None = None) -> None:
         """The proximal step: every part becomes shorter by its amount, and 0 where it is no longer than that."""
