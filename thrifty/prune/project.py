@@ -49,14 +49,17 @@ class Projection:
     @torch.no_grad()
     def norms(self) -> Float[Tensor, " parts"]:
         """The Euclidean length of every part."""
-        return self.dots(self.parameters, self.parameters).clamp_min(0).sqrt()
+        self._check_views()
+        flat = self._flat(self.parameters) if self._others else self._views
+        return self._inner(flat, flat).clamp_min(0).sqrt()
 
     @torch.no_grad()
     def dots(self, left: Sequence[Tensor], right: Sequence[Tensor]) -> Float[Tensor, " parts"]:
         """For every part the inner product of two lists of tensors that are shaped as `parameters` are."""
-        products = torch._foreach_mul(  # pyright: ignore[reportPrivateImportUsage]
-            self._flat(left), self._flat(right)
-        )
+        return self._inner(self._flat(left), self._flat(right))
+
+    def _inner(self, left: list[Tensor], right: list[Tensor]) -> Float[Tensor, " parts"]:
+        products = torch._foreach_mul(left, right)  # pyright: ignore[reportPrivateImportUsage]
         rows = [
             product if one.dim() == 1 else product.view(one.shape[dim], -1).sum(1)
             for product, one, dim in zip(products, self.parameters, self._dims, strict=True)
@@ -69,11 +72,14 @@ class Projection:
         """Multiply every part in place by its factor."""
         whole = torch.cat([factor.to(self._factors.dtype), self._factors.new_ones(1)])
         torch.index_select(whole, 0, self._part_of_element, out=self._factors)
-        if any(one.data_ptr() != place for one, place in zip(self.parameters, self._places, strict=True)):
-            self._find_views()
+        self._check_views()
         torch._foreach_mul_(self._views, self._pieces)  # pyright: ignore[reportPrivateImportUsage]
         for one, dim, piece in self._others:
             one.mul_(piece.view(one.movedim(dim, 0).shape).movedim(0, dim))
+
+    def _check_views(self) -> None:
+        if any(one.data_ptr() != place for one, place in zip(self.parameters, self._places, strict=True)):
+            self._find_views()
 
     def _find_views(self) -> None:
         """Pair each parameter with its factors: all flat where memory has their order, the others as they are."""
