@@ -6,8 +6,8 @@ The weights of a channel are one row of `gate`, `up` and `down` (d numbers each)
 - a GPU: kernels in Triton read the rows of an expert while they multiply (`thrifty.moe.kernels`);
 - else, and wherever gradients are wanted: tokens are sorted by expert, the common channels are one product for all
   tokens, and the runs of an expert are put side by side once for all of its tokens.
-In between, where experts would get a handful of tokens each, all tokens run through all stored channels and masks do the
-rest: that costs what the dense MLP costs.
+In between, where experts would get a handful of tokens each, all tokens run through all stored channels and masks do
+the rest: that costs what the dense MLP costs.
 """
 
 import functools

@@ -47,8 +47,8 @@ def gated(
     gate: Float[Tensor, "tokens width"] | None, up: Float[Tensor, "tokens width"], activation: str,
     choice: Int[Tensor, " tokens"] | None = None, members: Tensor | None = None,
 ) -> Float[Tensor, "tokens width"]:  # fmt: skip
-    """`activation(gate) * up`, or `activation(up)`, in one pass; with `choice` and `members` (experts, width) zero where
-    the token's expert lacks the channel. Gate and up may be halves of the same rows."""
+    """`activation(gate) * up`, or `activation(up)`, in one pass; with `choice` and `members` (experts, width) zero
+    where the token's expert lacks the channel. Gate and up may be halves of the same rows."""
     out = torch.empty(up.shape, dtype=up.dtype, device=up.device)
     assert up.stride(1) == 1
     assert gate is None or gate.stride() == up.stride()
