@@ -13,9 +13,12 @@ def test_the_log_ratio_is_zero_at_the_limit_and_as_steep_on_either_side() -> Non
     assert above == pytest.approx(float(torch.tensor(2.0).log()), abs=1e-6)
 
 
-def test_a_token_is_charged_for_the_widest_expert() -> None:
-    masks = torch.tensor([[1.0, 1, 0, 0], [1.0, 1, 1, 0]])
-    assert expected_width(masks) == 3
+def test_every_expert_feels_the_budget() -> None:
+    masks = torch.tensor([[1.0, 1, 0, 0], [1.0, 1, 1, 1]], requires_grad=True)
+    width = expected_width(masks)
+    assert width == 3
+    width.backward()
+    assert (masks.grad > 0).all()
 
 
 def test_the_union_counts_a_channel_that_any_expert_has_once() -> None:

@@ -1,4 +1,4 @@
-"""Experts and routers from one look at the data: planted groups are found, and the controller starts where it should."""
+"""Experts and routers from one look at the data: planted groups are found, the controller starts where it should."""
 
 import pytest
 import torch

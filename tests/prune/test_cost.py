@@ -14,7 +14,9 @@ from thrifty.prune.coupling import coupling_of
 from thrifty.prune.models import resnet8
 from thrifty.prune.trial import half
 
-COUNTED = [name for name in ZOO if name != "vit"]  # PyTorch does not count its own attention kernel for CPUs
+COUNTED = [
+    name for name in ZOO if name not in ("vit", "swin")
+]  # PyTorch does not count its own attention kernel for CPUs
 
 
 @cache

@@ -1,5 +1,6 @@
 """The laws of groups, on every model of the zoo: what is found can go, and the small network is the masked one."""
 
+import time
 from functools import cache
 
 import pytest
@@ -12,7 +13,7 @@ from thrifty.errors import ModelError
 from thrifty.prune.apply import smaller
 from thrifty.prune.coupling import coupling_of
 from thrifty.prune.gating import gated, masked
-from thrifty.prune.models import resnet8
+from thrifty.prune.models import resnet8, resnet56
 from thrifty.prune.trial import half, unsettled
 
 
@@ -186,3 +187,20 @@ def test_the_model_itself_is_left_as_it_was():
 def test_heads_written_as_products_are_those_of_the_fused_kernel():
     coupling = coupling_of(Vit(fused=False), ZOO["vit"].inputs, is_tried=False)
     assert [(g.name, g.size) for g in coupling.groups] == [(g.name, g.size) for g in captured("vit")[2].groups]
+
+
+def test_it_prints_one_line_a_group():
+    lines = str(captured("resnet8")[2]).splitlines()
+    assert [" ".join(line.split()) for line in (lines[0], lines[1], lines[-1])] == [
+        "stem 16 can go (residual stream)",
+        "blocks.0.conv1 16 can go",
+        "classifier 10 stays: it is an output of the model",
+    ]
+
+
+@pytest.mark.slow
+def test_resnet56_is_analysed_within_five_seconds():
+    start = time.process_time()
+    coupling = coupling_of(resnet56(), (torch.randn(2, 3, 32, 32),))
+    assert time.process_time() - start < 5
+    assert len(coupling.prunable()) == 27

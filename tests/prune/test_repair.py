@@ -79,6 +79,16 @@ def test_of_one_group_the_parts_that_go_score_no_more_than_those_that_stay(probl
             assert scores[name][kept == 1].min() >= scores[name][kept == 0].max()
 
 
+@pytest.mark.parametrize("share", [0.35, 0.45, 0.6])
+@pytest.mark.parametrize("round_to", [1, 8])
+def test_a_network_of_many_layers_comes_within_half_a_percent(share, round_to):
+    cost = chain([16] * 6 + [32] * 6 + [64] * 6)
+    scores = {f"layer{n}": torch.rand(size) for n, size in enumerate([16] * 6 + [32] * 6 + [64] * 6)}
+    budget = Budget(cost, share * float(cost({})), "FLOPs")
+    found = repair(scores, {name: torch.ones(len(s)) for name, s in scores.items()}, budget, round_to)
+    assert 0.995 * budget.limit <= budget.spent(found) <= budget.limit
+
+
 def test_a_mask_that_already_fits_exactly_is_left_as_it_is():
     cost, keep = chain([8, 8]), {"layer0": torch.eye(8)[:3].sum(0), "layer1": torch.eye(8)[2:6].sum(0)}
     scores = {name: torch.rand(8) for name in keep}

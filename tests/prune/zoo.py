@@ -308,6 +308,38 @@ class Shared(nn.Module):
         return self.head(self.wide(self.two(self.one(x))))
 
 
+class Windows(nn.Module):
+    """Attention in shifted windows with a bias by distance and head (Swin, Liu et al., 2021)."""
+
+    def __init__(self, width=16, num_heads=4):
+        super().__init__()
+        self.num_heads, self.qkv, self.out = num_heads, nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.table = nn.Parameter(torch.randn(7, num_heads))
+        self.register_buffer("distances", (torch.arange(4)[:, None] - torch.arange(4)).add(3).flatten())
+
+    def forward(self, x):
+        batch, length, width = x.shape
+        x = torch.roll(x, 2, 1).reshape(batch * (length // 4), 4, width)
+        q, k, v = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+        bias = self.table[self.distances].view(4, 4, -1).permute(2, 0, 1)
+        mixed = functional.scaled_dot_product_attention(q, k, v, attn_mask=bias[None])
+        return torch.roll(self.out(mixed.transpose(1, 2).flatten(2)).reshape(batch, length, width), -2, 1)
+
+
+class Swin(nn.Module):
+    """Patches, windows, an MLP."""
+
+    def __init__(self):
+        super().__init__()
+        self.patches, self.norm, self.windows = nn.Conv2d(3, 16, 4, 4), nn.LayerNorm(16), Windows()
+        self.mlp, self.head = nn.Sequential(nn.Linear(16, 24), nn.GELU(), nn.Linear(24, 16)), nn.Linear(16, 5)
+
+    def forward(self, x):
+        x = self.patches(x).flatten(2).transpose(1, 2)
+        x = x + self.windows(self.norm(x))
+        return self.head((x + self.mlp(x)).mean(1))
+
+
 @dataclass(frozen=True)
 class Animal:
     """A model of the zoo, and how many groups must be found in it: without, and with residual streams."""
@@ -352,6 +384,7 @@ ZOO = {
     "u-net": Animal(UNet, 7, 7),
     "vit": Animal(Vit, 4, 4),
     "vit by hand": Animal(lambda: Vit(fused=False), 4, 4),
+    "swin": Animal(Swin, 2, 2),
     "two heads": Animal(TwoHeads, 3, 3),
     "bare parameters": Animal(Bare, 2, 2),
     "custom operator": Animal(Odd, 2, 2),

@@ -19,8 +19,12 @@ def log_ratio(value: Tensor, wanted: Tensor | float) -> Tensor:
 
 
 def expected_width(chance: Float[Tensor, "experts channels"]) -> Float[Tensor, ""]:
-    """Channels that the widest expert is expected to have: what a token may cost."""
-    return chance.sum(-1).amax()
+    """Channels that an expert is expected to have, the mean over the experts of a layer: all will have that width.
+
+    The paper charges the widest. Then only one expert of a layer feels the budget at a time, and what the others do not
+    use of the width is paid for all the same.
+    """
+    return chance.sum(-1).mean()
 
 
 def union(masks: Float[Tensor, "experts channels"]) -> Float[Tensor, ""]:

@@ -12,6 +12,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
+from thrifty.moe.text import Corpus
+
 PIECE = 2048
 
 
@@ -19,6 +21,37 @@ def hidden_states(model: nn.Module, ids: Int[Tensor, "batch window"]) -> Float[T
     """What the model's output head reads: its last hidden states after the final norm."""
     decoder: Any = getattr(model, "base_model", None) or model
     return decoder(input_ids=ids, use_cache=False).last_hidden_state
+
+
+class Teacher:
+    """The dense model's last hidden states of the corpus's windows.
+
+    On a GPU they are kept, 2 bytes a number, so that the dense model reads every window once however often it is learnt
+    from. On a CPU, where few windows come twice and a resumed training is to be the same bit for bit, they are not.
+    """
+
+    def __init__(self, model: Any, corpus: Corpus) -> None:
+        """Keep what the device has room for: a quarter of its memory."""
+        self._model, self._corpus = model, corpus
+        self._kept: dict[tuple[int, int], Tensor] = {}
+        self._room = 0
+        if model.device.type == "cuda":
+            window_bytes = corpus.window * model.config.hidden_size * model.dtype.itemsize
+            self._room = torch.cuda.get_device_properties(model.device).total_memory // 4 // window_bytes
+
+    @torch.no_grad()
+    def read(
+        self, places: list[tuple[int, int]]
+    ) -> tuple[Int[Tensor, "batch window"], Float[Tensor, "batch window d"]]:
+        """The windows at `places` on the model's device, and the dense model's hidden states of them."""
+        ids = torch.stack([self._corpus.texts[which][index] for which, index in places]).to(self._model.device)
+        if all(place in self._kept for place in places):
+            return ids, torch.stack([self._kept[place] for place in places])
+        states = hidden_states(self._model, ids)
+        for place, row in zip(places, states, strict=True):
+            if len(self._kept) < self._room:
+                self._kept.setdefault(place, row.clone())
+        return ids, states
 
 
 def divergence(

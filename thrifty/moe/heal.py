@@ -17,7 +17,7 @@ from torch.nn.utils import parametrize
 
 from thrifty import settings
 from thrifty.errors import SettingError
-from thrifty.moe.distill import divergence, hidden_states
+from thrifty.moe.distill import Teacher, divergence, hidden_states
 from thrifty.moe.job import MoeJob
 from thrifty.moe.masking import masked
 from thrifty.moe.sites import Site, found
@@ -51,13 +51,12 @@ class Heal:
             student = student.float()
         linears = [linear for site in found(student) for linear in _linears(site)]
         learnt = self._learnt(job, linears)
+        teacher = Teacher(job.model, job.corpus)
         head, team = student.get_output_embeddings(), Team.here()
 
         def loss(step: int) -> tuple[Tensor, dict[str, Tensor]]:
-            ids = team.part(job.corpus.batch(step, job.batch)).to(job.model.device)
-            with torch.no_grad():
-                teacher = hidden_states(job.model, ids).to(student.dtype)
-            apart = divergence(hidden_states(student, ids), teacher, head)
+            ids, wanted = teacher.read(team.part(job.corpus.places(step, job.batch)))
+            apart = divergence(hidden_states(student, ids), wanted.to(student.dtype), head)
             return apart, {"kl": apart.detach()}
 
         with masked(student, plan):

@@ -14,7 +14,7 @@ from thrifty.errors import SettingError
 from thrifty.gates import Controller
 from thrifty.moe import calibrate, cluster
 from thrifty.moe.balance import balance_loss, expected_width, log_ratio, union, union_loss
-from thrifty.moe.distill import divergence, hidden_states
+from thrifty.moe.distill import Teacher, divergence, hidden_states
 from thrifty.moe.job import MoeJob
 from thrifty.moe.learnt import Learnt, Table, acting, settled, top
 from thrifty.moe.sites import Site
@@ -68,10 +68,11 @@ def learn(job: MoeJob, learning: Learning) -> tuple[dict[str, Tensor], dict[str,
     learnt = Learnt(job.sites, learning.num_experts, job.generator(START), is_free=learning.logits == "free")
     if learning.start != "published":
         start_apart(job, learning, learnt)
+    teacher = Teacher(job.model, job.corpus)
     with frozen(job.model):
         history = train(
             {**dict(learnt.named_parameters()), "widths": learnt.widths},
-            lambda step: _loss(job, learning, learnt, step),
+            lambda step: _loss(job, learning, learnt, teacher, step),
             Recipe(job.steps, learning.rate, learning.decay),
             checkpoint=job.checkpoint,
             identity=f"{learning!r} {job.active} {job.scope} {job.widths} {job.steps}x{job.batch} {job.seed}",
@@ -117,11 +118,11 @@ def frozen(model: nn.Module) -> Iterator[None]:
             parameter.requires_grad_(was_needed)
 
 
-def _loss(job: MoeJob, learning: Learning, learnt: Learnt, step: int) -> tuple[Tensor, dict[str, Tensor]]:
+def _loss(
+    job: MoeJob, learning: Learning, learnt: Learnt, teacher: Teacher, step: int
+) -> tuple[Tensor, dict[str, Tensor]]:
     model, team = job.model, Team.here()
-    ids = team.part(job.corpus.batch(step, job.batch)).to(model.device)
-    with torch.no_grad():
-        teacher = hidden_states(model, ids)
+    ids, wanted = teacher.read(team.part(job.corpus.places(step, job.batch)))
     logits = learnt.logits()
     chance = {name: gates.keep_probability(one) for name, one in logits.items()}
     is_settled = step >= learning.first_settled(job)
@@ -135,7 +136,7 @@ def _loss(job: MoeJob, learning: Learning, learnt: Learnt, step: int) -> tuple[T
         noise = job.generator(ROUTES + step * team.size + team.rank)
     with acting(job.sites, masks, dict(zip(learnt.names, learnt.routers, strict=True)), noise) as seen:
         student = hidden_states(model, ids)
-    apart = divergence(student, teacher, model.get_output_embeddings())
+    apart = divergence(student, wanted, model.get_output_embeddings())
     shares = torch.stack([expected_width(one) / one.shape[-1] for one in (masks if is_settled else chance).values()])
     unions = torch.stack([union(one) for one in masks.values()])
     active = (shares * learnt.weights).sum()
@@ -151,7 +152,7 @@ def _loss(job: MoeJob, learning: Learning, learnt: Learnt, step: int) -> tuple[T
 
 @torch.no_grad()
 def fitted_widths(job: MoeJob, chance: dict[str, Tensor]) -> list[int]:
-    """The width of each layer's experts: what its widest is expected to have, fitted to the budget in steps of 16."""
+    """The width of each layer's experts: what they are expected to have, fitted to the budget in steps of 16."""
     return list(job.fitted({name: float(expected_width(one)) for name, one in chance.items()}).values())
 
 

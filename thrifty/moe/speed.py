@@ -23,8 +23,8 @@ def tokens_per_second(
     rounds: int = 3,
     track: Track = silent,
 ) -> Rates:
-    """The median over `rounds`, after one that does not count. Models take turns in every round: a busy machine slows all
-    alike. Prompts are random tokens of length `prompt`; decoding writes `new` tokens through a cache, greedy."""
+    """The median over `rounds`, after one that does not count. Models take turns in every round: a busy machine slows
+    all alike. Prompts are random tokens of length `prompt`; decoding writes `new` tokens through a cache, greedy."""
     seconds: dict[tuple[str, str, int], list[float]] = {}
     steps = [(size, turn) for size in batches for turn in range(rounds + 1)]
     for size, turn in track(steps, "speed", len(steps)):

@@ -9,6 +9,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -65,8 +66,8 @@ class Team:
         state = PartialState(cpu=not torch.cuda.is_available())
         return Team(state.num_processes, state.process_index)
 
-    def part(self, batch: Tensor) -> Tensor:
-        """This process's rows of a batch. Raises `SettingError` where the rows cannot be shared out evenly."""
+    def part(self, batch: list[Any]) -> list[Any]:
+        """This process's part of a batch. Raises `SettingError` where it cannot be shared out evenly."""
         if len(batch) % self.size:
             raise SettingError(f"a batch of {len(batch)} windows cannot be shared by {self.size} processes evenly")
         share = len(batch) // self.size

@@ -101,7 +101,7 @@ def cut(
             if isinstance(value, Tensor) and value.shape == tensor.shape:
                 held[key] = _sliced(value, dims)
         sliced = _sliced(tensor.data, dims)
-        tensor.data = sliced.to(torch.float32 if sliced.dtype == torch.float64 else torch.float64)
+        tensor.data = sliced.to(torch.float16 if sliced.dtype == torch.float32 else torch.float32)
         tensor.data = sliced  # by way of another type, so that autograd forgets the old shape even where a graph lives
         tensor.grad = None
     for path, module in list(model.named_modules()):
@@ -152,6 +152,7 @@ def _tell(module: nn.Module, lengths: Mapping[int, int]) -> None:
     elif isinstance(module, nn.Embedding):
         module.embedding_dim = module.weight.shape[1]
     for name, value in list(vars(module).items()):
-        is_count = any(word in name for word in _COUNTS_OF) and not any(word in name for word in _SIZES_OF_EACH)
+        is_of_each = any(word in name for word in _SIZES_OF_EACH) and not name.startswith("all_")
+        is_count = any(word in name for word in _COUNTS_OF) and not is_of_each
         if is_count and isinstance(value, int) and not isinstance(value, bool) and value in lengths:
             setattr(module, name, lengths[value])

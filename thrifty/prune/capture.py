@@ -99,6 +99,8 @@ def _called(trace: Trace, node: Node, values: dict[Node, Any]) -> Any:
     held = node.meta.get("val")
     made = [part for part in (held if isinstance(held, list | tuple) else [held]) if isinstance(part, torch.Tensor)]
     call = _call_of(node, values, tuple(made[0].shape) if made else ())
+    if not made and call.name in RULES:
+        return held
     if not made:
         for value in call.values:
             trace.freeze(value, f"thrifty has no rule for {call}")

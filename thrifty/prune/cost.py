@@ -99,14 +99,18 @@ def budget_of(
 ) -> Budget:
     """Read `flops=45%`, `params=2M`, `latency=5ms@32` (for a batch of 32), or a plain `45%` of the FLOPs.
 
-    A budget of latency measures `model` on `device`, which takes seconds to minutes. Raises `SettingError` for other
+    A budget of latency measures `model` on `device` (its own without one) in float32, which takes seconds to minutes.
+    Raises `SettingError` for other
     texts and for budgets below the reachable minimum, which it tells.
     """
     kind, _, amount = text.rpartition("=")
     kind, amount = kind.strip().lower() or "flops", amount.strip()
     if kind == "latency" and model is not None:
         limit_at, batch = read_latency(amount)
-        measure, unit = latency_of(model, coupling, batch, device or torch.device("cpu")), f"ms at batch {batch}"
+        measure, unit = (
+            latency_of(model, coupling, batch, device or next(model.parameters()).device),
+            f"ms at batch {batch}",
+        )
         limit = limit_at(float(measure({})))
     elif kind in ("flops", "params"):
         cost = Cost.of(coupling)

@@ -23,7 +23,7 @@ class PruneJob:
     """A network to be trained on images within `budget`. A method leaves its trained weights in `model`, in which what
     the plan drops is exactly 0; `apply` then gives the small network.
 
-    `folder` takes the state of the run and its log; with `resume` it goes on with what it holds. `history` is filled
+    `keep` is the budget as it was asked for. `folder` takes the state of the run and its log; with `resume` it goes on with what it holds. `history` is filled
     with what is noted of each epoch.
     """
 
@@ -31,6 +31,7 @@ class PruneJob:
     images: Images
     coupling: Coupling
     budget: Budget
+    keep: str
     training: Training = field(default_factory=Training)
     seed: int = 0
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
@@ -62,15 +63,17 @@ class PruneJob:
         `SettingError` where the budget is none or cannot be reached.
         """
         coupling = coupling_of(model, (example_of(images),))
-        budget = budget_of(keep, coupling, residual=residual, round_to=round_to)
+        device = device or torch.device("cpu")
+        budget = budget_of(keep, coupling, residual=residual, round_to=round_to, model=model, device=device)
         return PruneJob(
             model,
             images,
             coupling,
             budget,
+            keep,
             training or Training(),
             seed,
-            device or torch.device("cpu"),
+            device,
             round_to,
             residual,
             folder,

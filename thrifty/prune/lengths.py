@@ -38,11 +38,13 @@ class Lengths:
         return Lengths(sizes, fixed, repeats)
 
     def __call__(self, keep: Mapping[str, Tensor]) -> Float[Tensor, " lengths"]:
-        """The lengths in float64, on the device of `keep`; groups that it does not name are whole."""
-        device = next((kept.device for kept in keep.values()), self.fixed.device)
+        """The lengths in float64, on the device of `keep` if that can; groups that it does not name are whole."""
+        device = next((kept.device for kept in keep.values() if kept.device.type != "mps"), self.fixed.device)
         fixed, repeats = moved((self.fixed, self.repeats), device)
         parts = [
-            keep[name].flatten().double() if name in keep else torch.ones(size, device=device, dtype=torch.float64)
+            keep[name].to(device).flatten().double()
+            if name in keep
+            else torch.ones(size, device=device, dtype=torch.float64)
             for name, size in self.sizes.items()
         ]
         return fixed + repeats @ torch.cat(parts) if parts else fixed

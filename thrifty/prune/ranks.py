@@ -51,12 +51,9 @@ def inner(model: nn.Module) -> nn.Module:
 
 
 def rewrapped(model: nn.Module) -> nn.Module:
-    """A wrapper like `model` around the same network, whose parameters have changed their shapes; the old one is done
-    for."""
+    """A wrapper like `model` around the same network, whose parameters have changed their shapes."""
     if not isinstance(model, DistributedDataParallel):
         return model
-    for held in ("reducer", "logger"):  # these hold on to what gathers gradients of the old shapes
-        delattr(model, held)
     sync = {} if model.broadcast_buffers else {"broadcast_buffers": False}
     return DistributedDataParallel(
         model.module,

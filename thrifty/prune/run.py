@@ -272,7 +272,7 @@ class Run:
             training.pop(unimportant)
         return {
             "method": repr(self.method),
-            "budget": f"{float(job.budget.limit):.6g} {job.budget.unit}",
+            "budget": job.keep,
             "training": ", ".join(f"{name}={value}" for name, value in training.items()),
             "seed": job.seed,
             "images": f"{job.images.name}: {len(job.images.train)} of {job.images.shape}",

@@ -91,8 +91,9 @@ class Ato:
         `example` are inputs to capture the network with. Raises `ModelError` where it cannot be captured,
         `SettingError` where the budget cannot be reached or the model is spread over several ranks.
         """
-        coupling = coupling_of(ranks.inner(model), example)
-        budget = budget_of(keep, coupling, residual=residual, round_to=round_to)
+        network = ranks.inner(model)
+        coupling, device = coupling_of(network, example), next(network.parameters()).device
+        budget = budget_of(keep, coupling, residual=residual, round_to=round_to, model=network, device=device)
         how = {"seed": seed, "round_to": round_to, "residual": residual}
         return self.loop_of(model, optimizer, coupling, budget, num_steps, **how, criterion=criterion)
 
