@@ -2,7 +2,7 @@
 
 The weights of a channel are one row of `gate`, `up` and `down` (d numbers each), so an expert is some runs of rows
 (`thrifty.moe.packing`). Three ways to run:
-- few tokens on a CPU: a C++ kernel reads the rows of each token's expert where they are (`thrifty.moe.native_kernel`);
+- a CPU: a kernel in C++ works on the rows of each token's expert where they lie (`thrifty.moe.native_kernel`);
 - a GPU: kernels in Triton read the rows of an expert while they multiply (`thrifty.moe.kernels`);
 - else, and wherever gradients are wanted: tokens are sorted by expert, the common channels are one product for all
   tokens, and the runs of an expert are put side by side once for all of its tokens.
