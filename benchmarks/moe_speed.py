@@ -1,6 +1,6 @@
 """How fast experts run: dense against mixture of experts, in the same run, contenders taking turns, medians of rounds.
 
-    python benchmarks/moe_speed.py --device cuda [--active 0.5] [--experts 8] [--rounds 9] [--out results/moe_speed_gpu.jsonl]
+    python benchmarks/moe_speed.py --device cuda [--active 0.5] [--experts 8] [--out results/moe_speed_gpu.jsonl]
     python benchmarks/moe_speed.py --device cpu [--threads 2] [--rounds 7] [--out results/moe_speed_cpu.jsonl]
 
 GPU: blocks (attention and MLP) of the shape of Llama-3-8B with random weights in bfloat16, four of them one after the
