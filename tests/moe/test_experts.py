@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from thrifty.moe.experts import PackedMlp, Runs, Shape, choose, run_masked, run_sorted, suits_masks
-from thrifty.moe.layout import mlp_state
 from thrifty.moe.masking import masked
+from thrifty.moe.model_type import mlp_state
 from thrifty.moe.sites import found
 
 
