@@ -11,7 +11,7 @@ from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
 
 class NativeBuildHook(BuildHookInterface):
-    """Adds `thrifty/kv/native/hack.so`, which needs the platform but no particular Python."""
+    """Adds `thrifty/*/native/kernels.so`, which need the platform but no particular Python."""
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
         """Called by hatchling before a wheel is packed; `version` is `editable` for an installation in place."""
@@ -19,21 +19,24 @@ class NativeBuildHook(BuildHookInterface):
             return
         build = self._native_build()
         self._folder = tempfile.TemporaryDirectory()
-        library = Path(self._folder.name) / build.LIBRARY
+        libraries = {}
         try:
             command = build.compiler()
             if command is None:
                 raise build.CompileError("no C++ compiler")
-            build.compile_library(command, library)
+            for sources in build.folders():
+                place = f"{sources.relative_to(Path(self.root).resolve())}/{build.LIBRARY}"
+                libraries[place] = Path(self._folder.name) / place
+                build.compile_library(command, sources, libraries[place])
         except build.CompileError as error:
             self.app.display_warning(f"pure wheel, kernels compile at first use: {error}")
             return
-        build_data["force_include"][str(library)] = f"thrifty/kv/native/{build.LIBRARY}"
+        build_data["force_include"] |= {str(library): place for place, library in libraries.items()}
         build_data["pure_python"] = False
         build_data["tag"] = "py3-none-" + sysconfig.get_platform().replace("-", "_").replace(".", "_")
 
     def _native_build(self) -> Any:
-        path = Path(self.root) / "thrifty/kv/native_build.py"
+        path = Path(self.root).resolve() / "thrifty/native_build.py"
         spec = importlib.util.spec_from_file_location("native_build", path)
         assert spec
         assert spec.loader

@@ -11,6 +11,8 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 import graph_tables
+import moe_tables
+import prune_tables
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -79,6 +81,11 @@ def beyond(rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def presets_only(rows: list[dict[str, Any]]) -> str:
+    """The presets, and KIVI at the very bytes of each."""
+    return beyond([row for row in rows if row["label"].endswith(("both, no sums", "groups of 64"))])
+
+
 def gpu(rows: list[dict[str, Any]]) -> str:
     """Attention on a GPU: microseconds, and times as fast as the best SDPA."""
     first = rows[0]
@@ -142,14 +149,22 @@ def generate(rows: list[dict[str, Any]]) -> str:
 TABLES = {
     "README.md": {
         "graph_sga.jsonl": graph_tables.scorers,
+        "kv_quality.jsonl": presets_only,
+        "prune.jsonl": prune_tables.prune,
+        "moe.jsonl": moe_tables.moe,
+    },
+    "docs/graph.md": {
+        "graph_sga.jsonl": graph_tables.sga,
         "graph_peers.jsonl": graph_tables.peers,
+        "graph_scale.jsonl": graph_tables.scale,
+    },
+    "docs/kv.md": {
         "kv.jsonl": quality,
         "kv_quality.jsonl": beyond,
         "kv_cpu.jsonl": speed,
         "kv_gpu.jsonl": gpu,
         "kv_generate.jsonl": generate,
     },
-    "docs/graph.md": {"graph_sga.jsonl": graph_tables.sga, "graph_scale.jsonl": graph_tables.scale},
 }
 """Which file shows which results, and how."""
 

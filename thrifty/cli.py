@@ -10,6 +10,8 @@ from thrifty import console, progress
 from thrifty.errors import ThriftyError
 from thrifty.graph.command import graph
 from thrifty.kv.command import kv
+from thrifty.moe.command import moe
+from thrifty.prune.command import prune
 
 EXTRAS = {
     **dict.fromkeys(("transformers", "gguf", "accelerate"), "llm"),
@@ -26,6 +28,8 @@ def cli() -> None:
 
 cli.add_command(kv)
 cli.add_command(graph)
+cli.add_command(prune)
+cli.add_command(moe)
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -51,7 +55,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 @cli.command()
 @click.option("--out", type=click.Path(path_type=Path), help="Folder of the report page. Default: thrifty-demo.")
-@click.option("--part", type=click.Choice(["all", "kv", "graph"]), default="all", show_default=True)
+@click.option("--part", type=click.Choice(["all", "graph", "prune", "kv"]), default="all", show_default=True)
 @console.OVERWRITE
 @console.JSON
 def demo(out: Path | None, part: str, overwrite: bool, json_file: Path | None) -> None:

@@ -1,6 +1,7 @@
 """Write results so that nothing is lost: whole files or none, and no folder overwritten unasked."""
 
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -72,6 +73,27 @@ def fresh_folder(path: Path, overwrite: bool = False) -> Path:
     except OSError as error:
         raise OutputError(f"cannot make the folder {path}: {error.strerror or error}") from error
     return path
+
+
+@contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """Yield a temporary folder beside `path`; on success it becomes `path`, on failure it vanishes.
+
+    Raises `OutputError` where `path` is there already (an empty folder may be), or the disk is full.
+    """
+    check_folder(path)
+    temporary = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
+        yield temporary
+        temporary.chmod(0o777 & ~_umask())
+        os.replace(temporary, path)
+    except OSError as error:
+        raise OutputError(f"cannot write {path}: {error.strerror or error}") from error
+    finally:
+        if temporary is not None:
+            shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _umask() -> int:

@@ -9,8 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from thrifty import native_build
 from thrifty.errors import SettingError
-from thrifty.kv import native_build, native_kernel
+from thrifty.kv import native_kernel
 from thrifty.kv.blocks import Blocks, encode, restore
 from thrifty.kv.codecs.hack import Hack
 
@@ -162,7 +163,7 @@ def test_result_does_not_depend_on_the_number_of_threads(variant: str, monkeypat
         for threads in (1, 2, 3):
             torch.set_num_threads(threads)
             found.append(attended(codec, q, blocks))
-        monkeypatch.setattr(native_kernel, "_torch_threads", lambda: None)
+        monkeypatch.setattr(native_build, "torch_threads", lambda: None)
         found.append(attended(codec, q, blocks))
     finally:
         torch.set_num_threads(before)
@@ -235,4 +236,4 @@ def test_a_broken_library_is_reported_not_run(monkeypatch: pytest.MonkeyPatch, t
     path = tmp_path / "hack.so"
     path.write_bytes(b"no library")
     with pytest.raises(native_build.CompileError, match="cannot be loaded"):
-        native_kernel._load(path)
+        native_build.load(path, native_kernel.VERSION)

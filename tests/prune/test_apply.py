@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional
+from zoo import ZOO
 
 from thrifty.errors import SettingError
 from thrifty.plan import Plan
@@ -66,12 +67,50 @@ def test_training_after_shrinking_is_the_training_that_the_masked_network_would_
         assert torch.allclose(mine, theirs, atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    "name", ["densenet", "vit", "gated", "resnext", "u-net", "shufflenet v2", "group norm", "shared"]
+)
+def test_it_is_so_for_other_architectures(name):
+    model, inputs = ZOO[name].build(), ZOO[name].inputs
+    coupling = coupling_of(model, inputs, is_tried=False)
+    optimizer, keep = OPTIMIZERS["sgd with momentum"](model), halves(coupling, residual=True)
+    groups = coupling.prunable(residual=True)
+
+    def advance(one, its_optimizer):
+        its_optimizer.zero_grad()
+        one.train()(*inputs).square().mean().backward()
+        its_optimizer.step()
+
+    advance(model, optimizer)
+    zero(model, groups, keep, optimizer)
+    double = copy.deepcopy(model)
+    other = OPTIMIZERS["sgd with momentum"](double)
+    other.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    shrink(model, coupling, keep, optimizer)
+    for _ in range(2):
+        advance(model, optimizer)
+        advance(double, other)
+        zero(double, groups, keep, other)
+    expected = smaller(double, coupling, keep).state_dict()
+    for key, value in model.state_dict().items():
+        assert torch.allclose(value, expected[key], atol=1e-5), key
+
+
 def test_shrinking_keeps_the_parameters_that_the_optimizer_holds(model, coupling):
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     before = [id(parameter) for parameter in model.parameters()]
     shrink(model, coupling, halves(coupling), optimizer)
     assert [id(parameter) for parameter in model.parameters()] == before
     assert [id(parameter) for parameter in optimizer.param_groups[0]["params"]] == before
+
+
+def test_shrinking_may_happen_while_the_graph_of_the_last_step_lives(model, coupling):
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    alive = model.train()(torch.randn(4, 3, 16, 16)).sum()
+    alive.backward(retain_graph=True)
+    shrink(model, coupling, halves(coupling), optimizer)
+    step(model, optimizer, seed=1)
+    assert model.blocks[0].conv1.weight.grad.shape[0] == 8
 
 
 def test_modules_say_the_sizes_that_they_have(model, coupling):

@@ -1,5 +1,7 @@
 """The repaired mask meets the budget from below, whatever the scores, and is the same every time."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -19,7 +21,7 @@ def chain(sizes):
         for n, size in enumerate(sizes)
     ]
     ends = [Extent(3.0, {}), *(Extent(0.0, {g.name: torch.ones(g.size).double()}) for g in groups), Extent(10.0, {})]
-    return Polynomial.of(groups, [(2.0, pair) for pair in zip(ends, ends[1:], strict=False)])
+    return Polynomial.of(groups, [(2.0, pair) for pair in pairwise(ends)])
 
 
 @st.composite
@@ -27,10 +29,15 @@ def problems(draw):
     sizes = draw(st.lists(st.integers(2, 24), min_size=1, max_size=4))
     seed, share = draw(st.integers(0, 10_000)), draw(st.floats(0.0, 1.0))
     round_to, minimum = draw(st.sampled_from([1, 2, 4, 8])), draw(st.sampled_from([1, 3]))
+    return sizes, seed, share, round_to, minimum
+
+
+def drawn(sizes, seed):
+    """A network, scores and a mask."""
     generator = torch.Generator().manual_seed(seed)
     scores = {f"layer{n}": torch.randn(size, generator=generator) for n, size in enumerate(sizes)}
     keep = {name: (torch.rand(len(s), generator=generator) < 0.7).float() for name, s in scores.items()}
-    return chain(sizes), scores, keep, share, round_to, minimum
+    return chain(sizes), scores, keep
 
 
 def lowest(scores, round_to, minimum):
@@ -41,7 +48,8 @@ def lowest(scores, round_to, minimum):
 @settings(max_examples=60)
 @given(problems())
 def test_the_repaired_mask_fits_and_nothing_more_would(problem):
-    cost, scores, keep, share, round_to, minimum = problem
+    sizes, seed, share, round_to, minimum = problem
+    cost, scores, keep = drawn(sizes, seed)
     floor = float(cost(lowest(scores, round_to, minimum)))
     budget = Budget(cost, floor + share * (float(cost({})) - floor), "FLOPs")
     found = repair(scores, keep, budget, round_to, minimum)
@@ -62,12 +70,23 @@ def test_the_repaired_mask_fits_and_nothing_more_would(problem):
 @settings(max_examples=30)
 @given(problems())
 def test_of_one_group_the_parts_that_go_score_no_more_than_those_that_stay(problem):
-    cost, scores, _, share, _, _ = problem
+    sizes, seed, share, _, _ = problem
+    cost, scores, _ = drawn(sizes, seed)
     budget = Budget(cost, max(float(cost(lowest(scores, 1, 1))), share * float(cost({}))), "FLOPs")
     found = repair(scores, {name: torch.ones(len(s)) for name, s in scores.items()}, budget)
     for name, kept in found.items():
         if 0 < kept.sum() < len(kept):
             assert scores[name][kept == 1].min() >= scores[name][kept == 0].max()
+
+
+@pytest.mark.parametrize("share", [0.35, 0.45, 0.6])
+@pytest.mark.parametrize("round_to", [1, 8])
+def test_a_network_of_many_layers_comes_within_half_a_percent(share, round_to):
+    cost = chain([16] * 6 + [32] * 6 + [64] * 6)
+    scores = {f"layer{n}": torch.rand(size) for n, size in enumerate([16] * 6 + [32] * 6 + [64] * 6)}
+    budget = Budget(cost, share * float(cost({})), "FLOPs")
+    found = repair(scores, {name: torch.ones(len(s)) for name, s in scores.items()}, budget, round_to)
+    assert 0.995 * budget.limit <= budget.spent(found) <= budget.limit
 
 
 def test_a_mask_that_already_fits_exactly_is_left_as_it_is():

@@ -1,31 +1,28 @@
 """Decode attention on packed codes in C++ (`thrifty/kv/native`), for one new token on a CPU.
 
-The library comes with the wheel, or is compiled once into the user's cache folder (`$THRIFTY_CACHE` chooses another).
-Where neither can be, one warning says so and the reference in PyTorch runs instead. `$THRIFTY_NATIVE` is 0 to
-switch the kernel off, or `avx512`, `avx2` or `portable` to force one variant.
+Where the library can neither be found nor compiled (`thrifty.native_build`), one warning says so and the reference in
+PyTorch runs instead. `$THRIFTY_NATIVE` is 0 to switch the kernel off, or `avx512`, `avx2` or `portable` to force one
+variant.
 """
 
-import contextlib
 import ctypes
 import functools
-import logging
 import os
 from pathlib import Path
 
-import platformdirs
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from thrifty import native_build
 from thrifty.errors import SettingError
-from thrifty.kv import native_build
 from thrifty.kv.blocks import Blocks, Side
 
+SOURCES = Path(__file__).parent / "native"
 VERSION = 1
 VARIANTS = ("avx512", "avx2", "portable")
 MAX_DIM, MAX_GROUPS, MAX_TOKENS = 256, 16, 128
 _TYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
-_log = logging.getLogger(__name__)
 
 
 class _View(ctypes.Structure):
@@ -80,7 +77,7 @@ def attend(
         *(blocks.k.sinks.shape[2], blocks.k.open.shape[2], _TYPES[blocks.k.open.dtype], torch.get_num_threads()),
         scale,
     )
-    failed = library.thrifty_attend(ctypes.byref(call), name.encode(), _torch_threads())
+    failed = library.thrifty_attend(ctypes.byref(call), name.encode(), native_build.torch_threads())
     return None if failed else out.to(q.dtype)
 
 
@@ -133,54 +130,9 @@ def _variant(library: ctypes.CDLL, asked: str) -> str:
 
 @functools.cache
 def _library() -> ctypes.CDLL | None:
-    """The library, compiled if need be; None, and one warning, where it cannot be had."""
-    shipped = native_build.SOURCES / native_build.LIBRARY
-    with contextlib.suppress(native_build.CompileError):  # one made for another system is no reason to give up
-        if shipped.exists():
-            return _load(shipped)
-    try:
-        return _load(_compiled())
-    except native_build.CompileError as error:
-        _log.warning("attention on codes runs in PyTorch, which is slower: %s", error)
-        return None
-
-
-def _compiled() -> Path:
-    command = native_build.compiler()
-    if command is None:
-        raise native_build.CompileError("no C++ compiler; install g++ or clang++, or set CXX")
-    folder = Path(os.environ.get("THRIFTY_CACHE") or platformdirs.user_cache_path("thrifty")) / "native"
-    path = folder / native_build.key(command) / native_build.LIBRARY
-    if not path.exists():
-        with native_build.locked(path.with_name("lock")):
-            if not path.exists():
-                native_build.compile_library(command, path)
-    return path
-
-
-def _load(path: Path) -> ctypes.CDLL:
-    try:
-        library = ctypes.CDLL(str(path))
-        library.thrifty_version.restype = ctypes.c_int32
-        found = library.thrifty_version()
-    except (OSError, AttributeError) as error:
-        raise native_build.CompileError(f"{path} cannot be loaded: {error}") from error
-    if found != VERSION:
-        raise native_build.CompileError(f"{path} has version {found}, not {VERSION}; install thrifty again")
-    library.thrifty_variant.restype = ctypes.c_char_p
-    library.thrifty_variant.argtypes = (ctypes.c_char_p,)
-    library.thrifty_attend.restype = ctypes.c_int32
-    library.thrifty_attend.argtypes = (ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p)
+    """The library; None, and one warning, where it cannot be had."""
+    library = native_build.library(SOURCES, VERSION, "attention on codes runs")
+    if library is not None:
+        library.thrifty_attend.restype = ctypes.c_int32
+        library.thrifty_attend.argtypes = (ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p)
     return library
-
-
-@functools.cache
-def _torch_threads() -> ctypes.c_void_p | None:
-    """`GOMP_parallel` of the OpenMP library that torch brings, so that its threads are used and not a second team;
-    None where torch has another one, and the kernel starts threads of its own."""
-    for path in sorted((Path(torch.__file__).parent / "lib").glob("libgomp*")):
-        try:
-            return ctypes.cast(ctypes.CDLL(str(path)).GOMP_parallel, ctypes.c_void_p)
-        except (OSError, AttributeError):
-            continue
-    return None

@@ -19,8 +19,12 @@ def log_ratio(value: Tensor, wanted: Tensor | float) -> Tensor:
 
 
 def expected_width(chance: Float[Tensor, "experts channels"]) -> Float[Tensor, ""]:
-    """Channels that the widest expert is expected to have: what a token may cost."""
-    return chance.sum(-1).amax()
+    """Channels that an expert is expected to have, the mean over the experts of a layer: all will have that width.
+
+    The paper charges the widest. Then only one expert of a layer feels the budget at a time, and what the others do not
+    use of the width is paid for all the same.
+    """
+    return chance.sum(-1).mean()
 
 
 def union(masks: Float[Tensor, "experts channels"]) -> Float[Tensor, ""]:
@@ -28,12 +32,12 @@ def union(masks: Float[Tensor, "experts channels"]) -> Float[Tensor, ""]:
     return (1 - (1 - masks).prod(0)).mean()
 
 
-def union_loss(masks: Sequence[Float[Tensor, "experts _"]]) -> Float[Tensor, ""]:
+def union_loss(unions: Float[Tensor, " layers"]) -> Float[Tensor, ""]:
     """How far the experts of each layer are from covering all channels; without it they collapse into one static mask.
 
     The mean over MLP layers; the released code divides by MLP and attention layers, half of which are zero.
     """
-    return torch.stack([log_ratio(union(one), 1.0) for one in masks]).mean()
+    return log_ratio(unions, 1.0).mean()
 
 
 def balance_loss(router_logits: Sequence[Float[Tensor, "*tokens experts"]]) -> Float[Tensor, ""]:
@@ -42,7 +46,7 @@ def balance_loss(router_logits: Sequence[Float[Tensor, "*tokens experts"]]) -> F
     losses = []
     for logits in router_logits:
         num_experts = logits.shape[-1]
-        load = torch.bincount(logits.argmax(-1).flatten(), minlength=num_experts) / logits[..., 0].numel()
-        chance = logits.float().softmax(-1).flatten(0, -2).mean(0)
-        losses.append(num_experts * (load * chance).sum())
+        rows = logits.float().flatten(0, -2)
+        first = torch.zeros_like(rows).scatter_(-1, rows.argmax(-1, keepdim=True), 1.0)
+        losses.append(num_experts * (first.mean(0) * rows.softmax(-1).mean(0)).sum())
     return torch.stack(losses).mean()

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import normalize, one_hot
 
 from thrifty import gates
@@ -98,8 +98,7 @@ def spherical_means(
     if len(x) < num_clusters:
         raise DataError(f"{len(x)} tokens cannot form {num_clusters} clusters; give more text or fewer experts")
     points = normalize(x.float(), dim=-1)
-    first = torch.randperm(len(points), generator=generator, device=x.device)[:num_clusters]
-    means = points[first]
+    means = _spread_out(points, num_clusters, generator)
     for _ in range(rounds):
         nearness, labels = (points @ means.T).max(-1)
         sums, counts = summed(points, labels, num_clusters)
@@ -107,6 +106,18 @@ def spherical_means(
         sums[lost] = points[nearness.argsort()[: len(lost)]]
         means = normalize(sums, dim=-1)
     return means, (points @ means.T).argmax(-1)
+
+
+def _spread_out(points: Float[Tensor, "tokens d"], count: int, generator: torch.Generator) -> Float[Tensor, "count d"]:
+    """First centres as in k-means++ (Arthur and Vassilvitskii, 2007): each is drawn by its distance to those before."""
+    chosen = torch.randint(len(points), (1,), generator=generator, device=points.device)
+    nearest = points @ points[chosen[0]]
+    for _ in range(count - 1):
+        distance = (1 - nearest).clamp_min(0) + 1e-9
+        drawn = torch.multinomial(distance, 1, generator=generator)
+        chosen = torch.cat([chosen, drawn])
+        nearest = torch.maximum(nearest, points @ points[drawn[0]])
+    return points[chosen]
 
 
 def summed(
@@ -153,8 +164,9 @@ def solve_heads(controller: Controller, wanted: dict[str, Float[Tensor, "experts
     channel as there are experts, solved exactly while these are no more than the width of an embedding (128)."""
     embedded = controller.embeddings()
     for number, (name, logits) in enumerate(wanted.items()):
-        norm = controller.norms[number]
-        features = controller.activation(norm(embedded[number]))
-        solution = torch.linalg.pinv(features.double()) @ logits.double()
-        controller.heads[number].weight.copy_(solution.T.float())
         assert list(controller.sites)[number] == name
+        norm, head = controller.norms[number], controller.heads[number]
+        assert isinstance(norm, nn.LayerNorm)
+        assert isinstance(head, nn.Linear)
+        features = controller.activation(norm(embedded[number]))
+        head.weight.copy_((torch.linalg.pinv(features.double()) @ logits.double()).T.float())

@@ -12,6 +12,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
+from thrifty.moe.text import Corpus
+
 PIECE = 2048
 
 
@@ -21,8 +23,39 @@ def hidden_states(model: nn.Module, ids: Int[Tensor, "batch window"]) -> Float[T
     return decoder(input_ids=ids, use_cache=False).last_hidden_state
 
 
+class Teacher:
+    """The dense model's last hidden states of the corpus's windows.
+
+    On a GPU they are kept, 2 bytes a number, so that the dense model reads every window once however often it is learnt
+    from. On a CPU, where few windows come twice and a resumed training is to be the same bit for bit, they are not.
+    """
+
+    def __init__(self, model: Any, corpus: Corpus) -> None:
+        """Keep what the device has room for: a quarter of its memory."""
+        self._model, self._corpus = model, corpus
+        self._kept: dict[tuple[int, int], Tensor] = {}
+        self._room = 0
+        if model.device.type == "cuda":
+            window_bytes = corpus.window * model.config.hidden_size * model.dtype.itemsize
+            self._room = torch.cuda.get_device_properties(model.device).total_memory // 4 // window_bytes
+
+    @torch.no_grad()
+    def read(
+        self, places: list[tuple[int, int]]
+    ) -> tuple[Int[Tensor, "batch window"], Float[Tensor, "batch window d"]]:
+        """The windows at `places` on the model's device, and the dense model's hidden states of them."""
+        ids = torch.stack([self._corpus.texts[which][index] for which, index in places]).to(self._model.device)
+        if all(place in self._kept for place in places):
+            return ids, torch.stack([self._kept[place] for place in places])
+        states = hidden_states(self._model, ids)
+        for place, row in zip(places, states, strict=True):
+            if len(self._kept) < self._room:
+                self._kept.setdefault(place, row.clone())
+        return ids, states
+
+
 def divergence(
-    student: Float[Tensor, "*tokens d"], teacher: Float[Tensor, "*tokens d"], head: nn.Module, piece: int = PIECE
+    student: Float[Tensor, "*tokens d"], teacher: Float[Tensor, "*tokens d"], head: Any, piece: int = PIECE
 ) -> Float[Tensor, ""]:
     """Mean forward KL divergence (nats a token) of the student's predictions from the teacher's at temperature 1, every
     position counted: ToMoE's L_KD less the teacher's entropy, which has no gradient. `head` is the output embedding."""
@@ -35,9 +68,7 @@ def divergence(
 
 class _Divergence(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any, student: Tensor, teacher: Tensor, weight: Tensor, bias: Tensor | None, piece: int
-    ) -> Tensor:
+    def forward(ctx: Any, student: Tensor, teacher: Tensor, weight: Tensor, bias: Tensor | None, piece: int) -> Tensor:
         count = len(student)
         gradient = torch.empty_like(student) if ctx.needs_input_grad[0] else None
         total = torch.zeros((), dtype=torch.float32, device=student.device)

@@ -180,9 +180,7 @@ def overlap(plan: Plan, sites: list[Site]) -> dict[str, dict[str, float]]:
     return facts
 
 
-def health(
-    model: nn.Module, plan: Plan, windows: Int[Tensor, "windows window"], batch: int = 1
-) -> dict[str, Any]:
+def health(model: nn.Module, plan: Plan, windows: Int[Tensor, "windows window"], batch: int = 1) -> dict[str, Any]:
     """How the experts are used, over all layers: the most that one expert gets of the tokens, the share of experts that
     get none, mean union, intersection and Jaccard index, and the width of each layer."""
     sites = found(model)

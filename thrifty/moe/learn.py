@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from jaxtyping import Float
 from torch import Tensor, nn
 
 from thrifty import gates
@@ -15,9 +14,9 @@ from thrifty.errors import SettingError
 from thrifty.gates import Controller
 from thrifty.moe import calibrate, cluster
 from thrifty.moe.balance import balance_loss, expected_width, log_ratio, union, union_loss
-from thrifty.moe.distill import divergence, hidden_states
+from thrifty.moe.distill import Teacher, divergence, hidden_states
 from thrifty.moe.job import MoeJob
-from thrifty.moe.learnt import Learnt, acting, settled, top
+from thrifty.moe.learnt import Learnt, Table, acting, settled, top
 from thrifty.moe.sites import Site
 from thrifty.moe.train import Recipe, Team, train
 
@@ -69,10 +68,11 @@ def learn(job: MoeJob, learning: Learning) -> tuple[dict[str, Tensor], dict[str,
     learnt = Learnt(job.sites, learning.num_experts, job.generator(START), is_free=learning.logits == "free")
     if learning.start != "published":
         start_apart(job, learning, learnt)
+    teacher = Teacher(job.model, job.corpus)
     with frozen(job.model):
         history = train(
             {**dict(learnt.named_parameters()), "widths": learnt.widths},
-            lambda step: _loss(job, learning, learnt, step),
+            lambda step: _loss(job, learning, learnt, teacher, step),
             Recipe(job.steps, learning.rate, learning.decay),
             checkpoint=job.checkpoint,
             identity=f"{learning!r} {job.active} {job.scope} {job.widths} {job.steps}x{job.batch} {job.seed}",
@@ -102,9 +102,8 @@ def start_apart(job: MoeJob, learning: Learning, learnt: Learnt) -> None:
     calibrate.visit(job, look)
     if isinstance(learnt.emitter, Controller):
         cluster.solve_heads(learnt.emitter, wanted)
-    else:
-        for name, logits in learnt.logits().items():
-            logits.data.copy_(wanted[name])
+    elif isinstance(learnt.emitter, Table):
+        learnt.emitter.set(wanted)
 
 
 @contextmanager
@@ -119,18 +118,16 @@ def frozen(model: nn.Module) -> Iterator[None]:
             parameter.requires_grad_(was_needed)
 
 
-def _loss(job: MoeJob, learning: Learning, learnt: Learnt, step: int) -> tuple[Tensor, dict[str, Tensor]]:
+def _loss(
+    job: MoeJob, learning: Learning, learnt: Learnt, teacher: Teacher, step: int
+) -> tuple[Tensor, dict[str, Tensor]]:
     model, team = job.model, Team.here()
-    ids = team.part(job.corpus.batch(step, job.batch)).to(model.device)
-    with torch.no_grad():
-        teacher = hidden_states(model, ids)
+    ids, wanted = teacher.read(team.part(job.corpus.places(step, job.batch)))
     logits = learnt.logits()
     chance = {name: gates.keep_probability(one) for name, one in logits.items()}
     is_settled = step >= learning.first_settled(job)
     if is_settled:
-        if not learnt.widths.any():
-            learnt.widths.copy_(fitted_widths(job, chance))
-        widths = learnt.widths.tolist()
+        widths = learnt.settle(lambda: fitted_widths(job, chance))
         masks = {name: settled(one, width) for (name, one), width in zip(logits.items(), widths, strict=True)}
         noise = None
     else:
@@ -139,42 +136,24 @@ def _loss(job: MoeJob, learning: Learning, learnt: Learnt, step: int) -> tuple[T
         noise = job.generator(ROUTES + step * team.size + team.rank)
     with acting(job.sites, masks, dict(zip(learnt.names, learnt.routers, strict=True)), noise) as seen:
         student = hidden_states(model, ids)
-    apart = divergence(student, teacher, model.get_output_embeddings())
+    apart = divergence(student, wanted, model.get_output_embeddings())
+    shares = torch.stack([expected_width(one) / one.shape[-1] for one in (masks if is_settled else chance).values()])
+    unions = torch.stack([union(one) for one in masks.values()])
+    active = (shares * learnt.weights).sum()
     total = learning.distil * apart
     if not is_settled:
-        total = total + learning.limit * _over(job, chance, learning.share_at(job, step))
+        over = log_ratio(shares if job.widths == "equal" else active, learning.share_at(job, step))
+        total = total + learning.limit * over.mean()
     if learning.num_experts > 1:
-        total = total + learning.union * union_loss(list(masks.values()))
+        total = total + learning.union * union_loss(unions)
         total = total + learning.balance * balance_loss(list(seen.router_logits.values()))
-    return total, {"kl": apart.detach(), **_facts(job, masks)}
-
-
-def _shares(job: MoeJob, chance: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-    """For each layer the share of its channels that are expected to be active, and its weights."""
-    shares = torch.stack([expected_width(one) / one.shape[-1] for one in chance.values()])
-    return shares, torch.tensor([float(job.sizes.parts[name].weights) for name in chance], device=shares.device)
-
-
-def _over(job: MoeJob, chance: dict[str, Tensor], share: float) -> Float[Tensor, ""]:
-    """How far the active parameters are from the budget: of all layers together, or of each where they are equal."""
-    shares, weights = _shares(job, chance)
-    if job.widths == "equal":
-        return log_ratio(shares, share).mean()
-    return log_ratio((shares * weights).sum() / weights.sum(), share)
+    return total, {"kl": apart.detach(), "active": active.detach(), "union": unions.mean().detach()}
 
 
 @torch.no_grad()
-def fitted_widths(job: MoeJob, chance: dict[str, Tensor]) -> Tensor:
-    """The width of each layer's experts: what its widest is expected to have, fitted to the budget in steps of 16."""
-    widths = job.fitted({name: float(expected_width(one)) for name, one in chance.items()})
-    return torch.tensor(list(widths.values()))
-
-
-@torch.no_grad()
-def _facts(job: MoeJob, masks: dict[str, Tensor]) -> dict[str, Tensor]:
-    shares, weights = _shares(job, masks)
-    covered = torch.stack([union(one) for one in masks.values()]).mean()
-    return {"active": (shares * weights).sum() / weights.sum(), "union": covered}
+def fitted_widths(job: MoeJob, chance: dict[str, Tensor]) -> list[int]:
+    """The width of each layer's experts: what they are expected to have, fitted to the budget in steps of 16."""
+    return list(job.fitted({name: float(expected_width(one)) for name, one in chance.items()}).values())
 
 
 @torch.no_grad()
@@ -182,11 +161,10 @@ def exported(job: MoeJob, learnt: Learnt) -> tuple[dict[str, Tensor], dict[str, 
     """The masks and routers without noise: all experts of a layer have its width, the largest logits of each are its
     channels, and a token's expert is the largest router logit."""
     logits = learnt.logits()
-    if not learnt.widths.any():
-        chance = {name: gates.keep_probability(one) for name, one in logits.items()}
-        learnt.widths.copy_(fitted_widths(job, chance))
+    chance = {name: gates.keep_probability(one) for name, one in logits.items()}
+    widths = learnt.settle(lambda: fitted_widths(job, chance))
     keep, evidence = {}, {}
-    for name, width in zip(learnt.names, learnt.widths.tolist(), strict=True):
+    for name, width in zip(learnt.names, widths, strict=True):
         keep[name] = top(logits[name], width).cpu()
         if learnt.num_experts > 1:
             evidence[f"{name}.router"] = learnt.router(name).detach().float().cpu().clone()

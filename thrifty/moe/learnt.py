@@ -5,7 +5,7 @@ choice of an expert: the pseudo-MoE form of arXiv:2501.15316, appendix B.3. Draw
 experts that no exported model has.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 
@@ -22,6 +22,11 @@ EMBEDDING = 32
 HIDDEN = 64
 
 
+GAIN = 25.0
+"""A step of Adam moves a logit of the controller by about 50 learning rates (it sums over its 128 features); a free
+logit moves by this many."""
+
+
 class Table(nn.Module):
     """One free logit for every expert and channel: what a controller is compared with."""
 
@@ -33,13 +38,19 @@ class Table(nn.Module):
 
     def forward(self) -> dict[str, Float[Tensor, "rows _"]]:
         """Return the logits of every site, by name: (rows, size)."""
-        return dict(zip(self.sites, self.rows, strict=True))
+        return {name: GAIN * row for name, row in zip(self.sites, self.rows, strict=True)}
+
+    def set(self, wanted: Mapping[str, Float[Tensor, "rows _"]]) -> None:
+        """Make these the logits."""
+        for name, row in zip(self.sites, self.rows, strict=True):
+            row.data.copy_(wanted[name] / GAIN)
 
 
 class Learnt(nn.Module):
     """Logits of all experts (from a controller, or free) and the routers; in float32, on the device of the model.
 
-    `widths` holds the experts' width of each layer once they are settled, 0 before.
+    `widths` holds the experts' width of each layer once they are settled, 0 before; `weights` is the share of each
+    layer's MLP in the weights of all.
     """
 
     widths: Tensor
@@ -51,20 +62,10 @@ class Learnt(nn.Module):
         device = sites[0].up.weight.device
         self.names = list(sizes)
         self.num_experts = num_experts
-        self.emitter: nn.Module = (
-            Table(sizes, num_experts)
-            if is_free
-            else Controller(
-                sizes,
-                rows=num_experts,
-                input_width=EMBEDDING,
-                hidden=HIDDEN,
-                start="normal",
-                activation="gelu",
-                shared_norm=False,
-                generator=torch.Generator().manual_seed(generator.initial_seed()),
-            )
-        )
+        seed = generator.initial_seed()
+        with torch.random.fork_rng(devices=[]):  # modules draw their first weights from torch's one generator
+            torch.manual_seed(seed)
+            self.emitter = Table(sizes, num_experts) if is_free else _controller(sizes, num_experts, seed)
         self.emitter.to(device)
         count = num_experts if num_experts > 1 else 0
         self.routers = nn.ParameterList(
@@ -72,14 +73,42 @@ class Learnt(nn.Module):
             for site in sites
         )
         self.register_buffer("widths", torch.zeros(len(sites), dtype=torch.long, device=device))
+        weights = torch.tensor([float(sum(part.numel() for part in _matrices(site))) for site in sites], device=device)
+        self.weights = weights / weights.sum()
+        self._widths: list[int] = []
 
     def logits(self) -> dict[str, Float[Tensor, "experts _"]]:
         """The logits of every layer's experts, by the name of the layer's MLP."""
         return self.emitter()
 
+    def settle(self, fitted: Callable[[], list[int]]) -> list[int]:
+        """The settled widths, which `fitted` gives at the first call of all, also of an earlier, interrupted run."""
+        if not self._widths:
+            if not self.widths.any():
+                self.widths.copy_(torch.tensor(fitted()))
+            self._widths = self.widths.tolist()  # read once: reading waits for the device
+        return self._widths
+
     def router(self, name: str) -> Float[Tensor, "experts d"]:
         """The router of one layer."""
         return self.routers[self.names.index(name)]
+
+
+def _controller(sizes: dict[str, int], num_experts: int, seed: int) -> Controller:
+    return Controller(
+        sizes,
+        rows=num_experts,
+        input_width=EMBEDDING,
+        hidden=HIDDEN,
+        start="normal",
+        activation="gelu",
+        shared_norm=False,
+        generator=torch.Generator().manual_seed(seed),
+    )
+
+
+def _matrices(site: Site) -> list[Tensor]:
+    return [one.weight for one in (site.gate, site.up, site.down) if one is not None]
 
 
 @dataclass

@@ -45,19 +45,23 @@ class Corpus:
         """Tokens that can be learnt from, held-out ones left out."""
         return sum(text.numel() for text in self.texts)
 
+    def places(self, step: int, size: int) -> list[tuple[int, int]]:
+        """Where the windows of one step are: the number of the text, and of the window in it."""
+        return [self._place(step * size + slot) for slot in range(size)]
+
     def batch(self, step: int, size: int) -> Int[Tensor, "size window"]:
         """The windows of one step."""
-        return torch.stack([self._window(step * size + slot) for slot in range(size)])
+        return torch.stack([self.texts[which][index] for which, index in self.places(step, size)])
 
     def first(self, count: int) -> Int[Tensor, "_ window"]:
         """The first `count` windows that training would see, for calibration: fewer where there are fewer."""
         return self.batch(0, min(count, sum(len(text) for text in self.texts)))
 
-    def _window(self, place: int) -> Int[Tensor, " window"]:
-        which, position = place % len(self.texts), place // len(self.texts)
-        text = self.texts[which]
-        epoch, index = divmod(position, len(text))
-        return text[_order(len(text), hash((self.seed, which, epoch)) % 2**63)[index]]
+    def _place(self, slot: int) -> tuple[int, int]:
+        which, position = slot % len(self.texts), slot // len(self.texts)
+        count = len(self.texts[which])
+        epoch, index = divmod(position, count)
+        return which, _order(count, hash((self.seed, which, epoch)) % 2**63)[index]
 
 
 def corpus(
@@ -112,9 +116,14 @@ def usual() -> tuple[list[tuple[str, str]], tuple[str, str]]:
     measured, text = data.default_text()
     if names and measured != "python-topics":
         return read(names), (measured, text)
-    topics = data.text("python-topics")
-    cut = topics.rindex("\n\n", 0, len(topics) * 3 // 4)
-    return [("python-topics (first three quarters)", topics[:cut])], ("python-topics (last quarter)", topics[cut:])
+    paragraphs = data.text("python-topics").split("\n\n")
+    cut = len(paragraphs) * 3 // 4
+    held = set(paragraphs[cut:])
+    learnt = "\n\n".join(one for one in paragraphs[:cut] if one not in held)  # the help pages repeat themselves
+    return [("python-topics (first three quarters)", learnt)], (
+        "python-topics (last quarter)",
+        "\n\n".join(paragraphs[cut:]),
+    )
 
 
 def check_apart(learnt: Sequence[tuple[str, str]], measured: tuple[str, str]) -> None:

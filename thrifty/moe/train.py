@@ -9,6 +9,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -65,8 +66,8 @@ class Team:
         state = PartialState(cpu=not torch.cuda.is_available())
         return Team(state.num_processes, state.process_index)
 
-    def part(self, batch: Tensor) -> Tensor:
-        """This process's rows of a batch. Raises `SettingError` where the rows cannot be shared out evenly."""
+    def part(self, batch: list[Any]) -> list[Any]:
+        """This process's part of a batch. Raises `SettingError` where it cannot be shared out evenly."""
         if len(batch) % self.size:
             raise SettingError(f"a batch of {len(batch)} windows cannot be shared by {self.size} processes evenly")
         share = len(batch) // self.size
@@ -110,7 +111,8 @@ def train(
     Raises `DataError` for a checkpoint that is damaged or of another training.
     """
     learnt = {name: tensor for name, tensor in tensors.items() if tensor.requires_grad}
-    optimizer = torch.optim.AdamW(list(learnt.values()), lr=recipe.rate, weight_decay=recipe.decay)
+    is_fused = all(tensor.is_cuda for tensor in learnt.values())
+    optimizer = torch.optim.AdamW(list(learnt.values()), recipe.rate, weight_decay=recipe.decay, fused=is_fused)
     start, history = 0, list[dict[str, float]]()
     pending: list[tuple[int, dict[str, Tensor]]] = []
     if checkpoint is not None and checkpoint.exists():
@@ -134,9 +136,7 @@ def train(
     return _recorded(history, pending)
 
 
-def _recorded(
-    history: list[dict[str, float]], pending: list[tuple[int, dict[str, Tensor]]]
-) -> list[dict[str, float]]:
+def _recorded(history: list[dict[str, float]], pending: list[tuple[int, dict[str, Tensor]]]) -> list[dict[str, float]]:
     """Read the facts of the last steps; not at every step, for which a GPU would have to wait."""
     return history + [{"step": float(step)} | {n: float(v) for n, v in facts.items()} for step, facts in pending]
 

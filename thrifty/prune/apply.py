@@ -15,6 +15,7 @@ from thrifty.errors import SettingError
 from thrifty.plan import Plan
 from thrifty.prune.coupling import Coupling
 from thrifty.prune.gating import state_of
+from thrifty.prune.heads import FewerHeads
 from thrifty.prune.rules import prunes_whole_blocks
 
 _COUNTS_OF = ("head", "group", "channel", "dim", "feature", "width", "hidden", "plane")
@@ -74,7 +75,7 @@ def shrink(
     (`gating.zero`), and the next step of the small network is the next step of the large one.
     """
     kept = kept_indices(model, coupling, keep)
-    lengths = _lengths(coupling, keep)
+    lengths = lengths_of(coupling, keep)
     cut(model, kept, lengths, optimizer)
 
 
@@ -99,10 +100,17 @@ def cut(
         for key, value in list(held.items()):
             if isinstance(value, Tensor) and value.shape == tensor.shape:
                 held[key] = _sliced(value, dims)
-        tensor.data = _sliced(tensor.data, dims)
+        sliced = _sliced(tensor.data, dims)
+        tensor.data = sliced.to(torch.float16 if sliced.dtype == torch.float32 else torch.float32)
+        tensor.data = sliced  # by way of another type, so that autograd forgets the old shape even where a graph lives
         tensor.grad = None
-    for path, module in model.named_modules():
-        _tell(module, lengths.get(path, {}))
+    for path, module in list(model.named_modules()):
+        if FewerHeads.can_replace(module):
+            if len(module.in_proj_weight) != 3 * module.embed_dim:
+                parent, _, name = path.rpartition(".")
+                setattr(model.get_submodule(parent), name, FewerHeads(module))
+        else:
+            _tell(module, lengths.get(path, {}))
 
 
 def _sliced(tensor: Tensor, dims: Mapping[int, Tensor]) -> Tensor:
@@ -112,7 +120,7 @@ def _sliced(tensor: Tensor, dims: Mapping[int, Tensor]) -> Tensor:
     return tensor.contiguous(memory_format=torch.channels_last if is_channels_last else torch.contiguous_format)
 
 
-def _lengths(coupling: Coupling, keep: Mapping[str, Tensor]) -> dict[str, dict[int, int]]:
+def lengths_of(coupling: Coupling, keep: Mapping[str, Tensor]) -> dict[str, dict[int, int]]:
     """For each module that holds sizes in its own code: what each was and what it becomes."""
     found: dict[str, dict[int, int]] = {}
     for size in coupling.sizes:
@@ -144,6 +152,7 @@ def _tell(module: nn.Module, lengths: Mapping[int, int]) -> None:
     elif isinstance(module, nn.Embedding):
         module.embedding_dim = module.weight.shape[1]
     for name, value in list(vars(module).items()):
-        is_count = any(word in name for word in _COUNTS_OF) and not any(word in name for word in _SIZES_OF_EACH)
+        is_of_each = any(word in name for word in _SIZES_OF_EACH) and not name.startswith("all_")
+        is_count = any(word in name for word in _COUNTS_OF) and not is_of_each
         if is_count and isinstance(value, int) and not isinstance(value, bool) and value in lengths:
             setattr(module, name, lengths[value])

@@ -1,15 +1,18 @@
 """Capture a network with `torch.export` and walk its graph with the rules."""
 
 import operator
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import nn
+from torch._ops import OperatorBase, OpOverload
 from torch.export import ExportedProgram
 from torch.fx import Node
 
 from thrifty.errors import ModelError
+from thrifty.prune.gating import state_of
 from thrifty.prune.rules import RULES, unknown
 from thrifty.prune.trace import Call, Trace, Value, nothing
 
@@ -17,8 +20,12 @@ from thrifty.prune.trace import Call, Trace, Value, nothing
 def walked(model: nn.Module, example_inputs: tuple[Any, ...]) -> Trace:
     """Apply the rules to every operator of `model` in order. Raises `ModelError` where it cannot be captured."""
     program = _captured(model, example_inputs)
+    program.graph.eliminate_dead_code()  # what nobody reads holds nothing back
     trace = Trace(batch=_batch(example_inputs))
-    targets = {spec.arg.name: spec.target for spec in program.graph_signature.input_specs if spec.target}
+    first = {id(tensor): name for name, tensor in reversed(state_of(model).items())}
+    names = {name: first[id(tensor)] for name, tensor in state_of(model).items()}
+    specs = program.graph_signature.input_specs
+    targets = {spec.arg.name: names.get(spec.target, "") for spec in specs if spec.target}
     values: dict[Node, Any] = {}
     for node in program.graph.nodes:
         if node.op == "placeholder":
@@ -33,14 +40,31 @@ def walked(model: nn.Module, example_inputs: tuple[Any, ...]) -> Trace:
 
 def _captured(model: nn.Module, example_inputs: tuple[Any, ...]) -> ExportedProgram:
     try:
-        with torch.no_grad():
-            return torch.export.export(model, example_inputs)
+        with torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of torch.export, about its own internals
+            program = torch.export.export(model, example_inputs)
+            return _taken_apart(program)
     except Exception as error:  # whatever the model's own code raises
-        said = str(error).strip().splitlines() or [type(error).__name__]
+        said = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
         raise ModelError(
-            f"{type(model).__name__} cannot be captured by torch.export: {said[0]}; its forward must run on the "
-            "example inputs without branches on values"
+            f"{type(model).__name__} cannot be captured by torch.export: {said}; its forward must run on the "
+            "example inputs, without branches on values"
         ) from error
+
+
+def _taken_apart(program: ExportedProgram) -> ExportedProgram:
+    """The program with operators that have no rule replaced by those that they consist of, as einsum by a bmm."""
+    called = {node.target for node in program.graph.nodes if node.op == "call_function"}
+    without = [target for target in called if isinstance(target, OpOverload) and rule_name(target) not in RULES]
+    table = torch.export.default_decompositions() if without else {}
+    known: dict[OperatorBase, Any] = {target: table[target] for target in without if target in table}
+    return program.run_decompositions(known) if known else program
+
+
+def rule_name(target: OpOverload) -> str:
+    """The name that the rules know an operator by: `relu` for aten's relu and relu_, the full name elsewhere."""
+    name = target._schema.name.removeprefix("aten::")
+    return name if name.endswith("__") else name.removesuffix("_")
 
 
 def _batch(example_inputs: tuple[Any, ...]) -> int:
@@ -73,16 +97,17 @@ def _called(trace: Trace, node: Node, values: dict[Node, Any]) -> Any:
         held = values[container]
         return held[index] if isinstance(held, Sequence) else held
     held = node.meta.get("val")
-    call = _call_of(node, values, held)
-    if not isinstance(held, torch.Tensor | list | tuple):
+    made = [part for part in (held if isinstance(held, list | tuple) else [held]) if isinstance(part, torch.Tensor)]
+    call = _call_of(node, values, tuple(made[0].shape) if made else ())
+    if not made and call.name in RULES:
+        return held
+    if not made:
         for value in call.values:
             trace.freeze(value, f"thrifty has no rule for {call}")
         return held
-    if isinstance(held, torch.Tensor):
-        return _ruled(trace, call)
     result = _ruled(trace, call)
-    if isinstance(result, Value):
-        return [nothing(part.shape) if isinstance(part, torch.Tensor) else part for part in held]
+    if isinstance(held, list | tuple) and isinstance(result, Value):
+        return [result, *(nothing(part.shape) for part in made[1:])]
     return result
 
 
@@ -94,7 +119,7 @@ def _ruled(trace: Trace, call: Call) -> Any:
     return result
 
 
-def _call_of(node: Node, values: dict[Node, Any], held: Any) -> Call:
+def _call_of(node: Node, values: dict[Node, Any], shape: tuple[int, ...]) -> Call:
     def given(argument: Any) -> Any:
         if isinstance(argument, Node):
             return values[argument]
@@ -102,21 +127,16 @@ def _call_of(node: Node, values: dict[Node, Any], held: Any) -> Call:
             return [given(part) for part in argument]
         return argument
 
-    schema = getattr(node.target, "_schema", None)
-    shape = tuple(held.shape) if isinstance(held, torch.Tensor) else ()
     module = _module_path(node)
-    if schema is None:
+    if not isinstance(node.target, OpOverload):
         arguments = {str(number): given(argument) for number, argument in enumerate(node.args)}
         return Call(str(getattr(node.target, "__name__", node.target)), module, arguments, shape)
     arguments = {}
-    for number, argument in enumerate(schema.arguments):
-        if number < len(node.args):
-            arguments[argument.name] = given(node.args[number])
-        else:
-            arguments[argument.name] = given(node.kwargs.get(argument.name, argument.default_value))
-    space, _, name = schema.name.partition("::")
-    own = name.removesuffix("_") if not name.startswith("__") else name
-    return Call(own if space == "aten" else schema.name, module, arguments, shape)
+    for number, argument in enumerate(node.target._schema.arguments):
+        positional = number < len(node.args)
+        held = node.args[number] if positional else node.kwargs.get(argument.name, argument.default_value)
+        arguments[argument.name] = given(held)
+    return Call(rule_name(node.target), module, arguments, shape)
 
 
 def _module_path(node: Node) -> str:

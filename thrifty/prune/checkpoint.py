@@ -50,3 +50,9 @@ def load(folder: Path, about: dict[str, Any], device: torch.device) -> dict[str,
 def exists(folder: Path) -> bool:
     """Whether the folder holds the state of a run."""
     return (folder / STATE).is_file()
+
+
+def remove(folder: Path) -> None:
+    """Forget the run in the folder, if there is one."""
+    for name in (STATE, LOG):
+        (folder / name).unlink(missing_ok=True)

@@ -7,64 +7,44 @@ count it (`torch.utils.flop_counter` reports twice as many); norms and activatio
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
 from thrifty.budget import Budget, Keep, read_amount
 from thrifty.errors import SettingError
 from thrifty.prune.coupling import Coupling, Extent, Group
+from thrifty.prune.latency import latency_of, read_latency
+from thrifty.prune.lengths import Lengths, moved
 
 
 @dataclass(frozen=True, eq=False)
 class Polynomial:
-    """A sum of products of lengths, where a length is `fixed` plus a weighted sum of the parts that are kept.
+    """A sum of products of lengths: term t is `scales[t]` times the lengths numbered `factors[t]`."""
 
-    Term t is `scales[t]` times the lengths numbered `factors[t]`; `sizes` holds the parts of each group in the order of
-    the columns of `repeats`.
-    """
-
-    sizes: dict[str, int]
-    fixed: Float[Tensor, " lengths"]
-    repeats: Float[Tensor, "lengths parts"]
+    lengths: Lengths
     scales: Float[Tensor, " terms"]
     factors: Int[Tensor, "terms most"]
 
     @staticmethod
     def of(groups: Sequence[Group], terms: Sequence[tuple[float, Sequence[Extent]]]) -> "Polynomial":
         """The sum of `terms`, each a scale and the lengths that multiply it."""
-        sizes = {group.name: group.size for group in groups}
-        starts = dict(zip(sizes, torch.tensor([0, *sizes.values()]).cumsum(0).tolist(), strict=False))
-        extents = [extent for _, lengths in terms for extent in lengths]
-        repeats = torch.zeros(len(extents) + 1, sum(sizes.values()), dtype=torch.float64)
-        for row, extent in enumerate(extents):
-            for name, repeat in extent.repeats.items():
-                repeats[row, starts[name] : starts[name] + len(repeat)] = repeat
-        fixed = torch.tensor([*(extent.fixed for extent in extents), 1.0], dtype=torch.float64)
-        most = max((len(lengths) for _, lengths in terms), default=1)
-        factors = torch.full((len(terms), most), len(extents), dtype=torch.int64)
-        row = 0
-        for number, (_, lengths) in enumerate(terms):
-            factors[number, : len(lengths)] = torch.arange(row, row + len(lengths))
-            row += len(lengths)
-        return Polynomial(sizes, fixed, repeats, torch.tensor([s for s, _ in terms], dtype=torch.float64), factors)
+        extents = [extent for _, factors in terms for extent in factors]
+        most = max((len(factors) for _, factors in terms), default=1)
+        numbers = torch.full((len(terms), most), len(extents), dtype=torch.int64)  # the last length is always 1
+        first = 0
+        for row, (_, factors) in enumerate(terms):
+            numbers[row, : len(factors)] = torch.arange(first, first + len(factors))
+            first += len(factors)
+        scales = torch.tensor([scale for scale, _ in terms], dtype=torch.float64)
+        return Polynomial(Lengths.of(groups, [*extents, Extent(1.0, {})]), scales, numbers)
 
     def __call__(self, keep: Mapping[str, Tensor]) -> Float[Tensor, ""]:
         """The value in float64, on the device of `keep`; groups that it does not name are whole."""
-        device = next((kept.device for kept in keep.values()), self.fixed.device)
-        here = _on(self, device)
-        whole = {name: torch.ones(size, device=device) for name, size in self.sizes.items() if name not in keep}
-        parts = [(keep if name in keep else whole)[name].flatten().double() for name in self.sizes]
-        lengths = here.fixed + here.repeats @ torch.cat(parts) if parts else here.fixed
-        return (here.scales * lengths[here.factors].prod(1)).sum()
-
-
-@lru_cache(maxsize=8)
-def _on(polynomial: Polynomial, device: torch.device) -> Polynomial:
-    tensors = (polynomial.fixed, polynomial.repeats, polynomial.scales, polynomial.factors)
-    return Polynomial(polynomial.sizes, *(tensor.to(device) for tensor in tensors))
+        lengths = self.lengths(keep)
+        scales, factors = moved((self.scales, self.factors), lengths.device)
+        return (scales * lengths[factors].prod(1)).sum()
 
 
 @dataclass(frozen=True)
@@ -107,19 +87,38 @@ def steps_of(groups: Sequence[Group], round_to: int) -> dict[str, int]:
     return found
 
 
-def budget_of(text: str, coupling: Coupling, *, residual: bool = False, round_to: int = 1, minimum: int = 1) -> Budget:
-    """Read `flops=45%`, `params=2M`, or a plain `45%` of the FLOPs.
+def budget_of(
+    text: str,
+    coupling: Coupling,
+    *,
+    residual: bool = False,
+    round_to: int = 1,
+    minimum: int = 1,
+    model: nn.Module | None = None,
+    device: torch.device | None = None,
+) -> Budget:
+    """Read `flops=45%`, `params=2M`, `latency=5ms@32` (for a batch of 32), or a plain `45%` of the FLOPs.
 
-    Raises `SettingError` for other texts and for budgets below the reachable minimum, which it tells.
+    A budget of latency measures `model` on `device` (its own without one) in float32, which takes seconds to minutes.
+    Raises `SettingError` for other
+    texts and for budgets below the reachable minimum, which it tells.
     """
     kind, _, amount = text.rpartition("=")
-    kind, cost = kind.strip().lower() or "flops", Cost.of(coupling)
-    measures = {"flops": (cost.flops, "FLOPs"), "params": (cost.parameters, "parameters")}
-    if kind not in measures:
+    kind, amount = kind.strip().lower() or "flops", amount.strip()
+    if kind == "latency" and model is not None:
+        limit_at, batch = read_latency(amount)
+        measure, unit = (
+            latency_of(model, coupling, batch, device or next(model.parameters()).device),
+            f"ms at batch {batch}",
+        )
+        limit = limit_at(float(measure({})))
+    elif kind in ("flops", "params"):
+        cost = Cost.of(coupling)
+        measure, unit = (cost.flops, "FLOPs") if kind == "flops" else (cost.parameters, "parameters")
+        limit = read_amount(amount, float(measure({})))
+    else:
         raise SettingError(f"budget {text}: use flops=45%, params=2M or latency=5ms@32")
-    measure, unit = measures[kind]
-    whole = float(measure({}))
-    budget = Budget(measure, read_amount(amount.strip(), whole), unit)
+    budget = Budget(measure, limit, unit)
     refuse_unreachable(budget, least(coupling.prunable(residual), round_to, minimum), text)
     return budget
 
@@ -129,6 +128,10 @@ def refuse_unreachable(budget: Budget, floor: Keep, text: str) -> None:
     if not budget.fits(floor):
         whole, reachable = budget.spent({}), budget.spent(floor)
         raise SettingError(
-            f"budget {text}: this model cannot go below {reachable:,.6g} {budget.unit}, {reachable / whole:.1%} of its "
-            f"{whole:,.6g}; ask for at least that"
+            f"budget {text}: this model cannot go below {_amount(reachable)} {budget.unit}, {reachable / whole:.1%} of "
+            f"its {_amount(whole)}; ask for at least that"
         )
+
+
+def _amount(value: float) -> str:
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.4g}"

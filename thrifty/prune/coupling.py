@@ -110,6 +110,15 @@ class Coupling:
         """The group of this name."""
         return next(group for group in self.groups if group.name == name)
 
+    def __str__(self) -> str:
+        """One line a group: its name, its number of parts, and whether they can go."""
+        width = max((len(group.name) for group in self.groups), default=0)
+        said = [
+            f"stays: {group.reason}" if group.reason else "can go" + " (residual stream)" * group.is_residual
+            for group in self.groups
+        ]
+        return "\n".join(f"{g.name:<{width}}  {g.size:>5}  {s}" for g, s in zip(self.groups, said, strict=True))
+
 
 def coupling_of(model: nn.Module, example_inputs: tuple[Any, ...], *, is_tried: bool = True) -> Coupling:
     """Find the groups of `model` (in eval mode, on a copy).
@@ -119,9 +128,10 @@ def coupling_of(model: nn.Module, example_inputs: tuple[Any, ...], *, is_tried: 
     from thrifty.prune.capture import walked
     from thrifty.prune.partition import partition
 
-    double = copy.deepcopy(model).eval()
+    double = copy.deepcopy(model).cpu().eval()
+    example_inputs = tuple(value.cpu() if isinstance(value, Tensor) else value for value in example_inputs)
     coupling = partition(walked(double, example_inputs), example_inputs, double)
-    if not coupling.prunable():
+    if not coupling.prunable(residual=True):
         found = "; ".join(sorted({group.reason for group in coupling.frozen})[:3]) or "no layer makes anything to drop"
         raise ModelError(f"nothing of {type(model).__name__} can go: {found}")
     return _tried(double, coupling) if is_tried else coupling

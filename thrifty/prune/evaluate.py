@@ -2,8 +2,8 @@
 
 import statistics
 import time
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -35,18 +35,27 @@ def accuracy(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> floa
 
 
 @torch.no_grad()
+def latencies_ms(models: Sequence[nn.Module], inputs: Tensor, rounds: int = _ROUNDS) -> list[float]:
+    """For each network the median milliseconds of a forward pass in eval mode; they take turns, and the first rounds do
+    not count."""
+    times: list[list[float]] = [[] for _ in models]
+    with ExitStack() as modes:
+        for model in models:
+            modes.enter_context(evaluating(model))
+        for number in range(rounds + 3):
+            for place, model in enumerate(models):
+                _wait(inputs.device)
+                start = time.perf_counter()
+                model(inputs)
+                _wait(inputs.device)
+                if number >= 3:
+                    times[place].append((time.perf_counter() - start) * 1e3)
+    return [statistics.median(one) for one in times]
+
+
 def latency_ms(model: nn.Module, inputs: Tensor, rounds: int = _ROUNDS) -> float:
     """The median milliseconds of a forward pass in eval mode, after a few that do not count."""
-    times = []
-    with evaluating(model):
-        for number in range(rounds + 3):
-            _wait(inputs.device)
-            start = time.perf_counter()
-            model(inputs)
-            _wait(inputs.device)
-            if number >= 3:
-                times.append((time.perf_counter() - start) * 1e3)
-    return statistics.median(times)
+    return latencies_ms([model], inputs, rounds)[0]
 
 
 @torch.no_grad()

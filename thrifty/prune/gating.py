@@ -14,7 +14,8 @@ from thrifty.prune.coupling import Group
 
 def state_of(model: nn.Module) -> dict[str, Tensor]:
     """Parameters and buffers of `model` by name, each under all of its names."""
-    return dict(model.named_parameters(remove_duplicate=False)) | dict(model.named_buffers(remove_duplicate=False))
+    parameters = model.named_parameters(remove_duplicate=False)
+    return dict(parameters) | dict(model.named_buffers(remove_duplicate=False))
 
 
 def gated(model: nn.Module, groups: Sequence[Group], gates: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -100,9 +100,9 @@ def _digits() -> Images:
         from sklearn.datasets import load_digits
     except ImportError:
         raise SettingError("the digits come with scikit-learn; run: pip install scikit-learn") from None
-    found = load_digits()
-    grey = torch.from_numpy(np.round(found.images * (255 / 16)).astype(np.uint8))  # 0 to 16 in the original
-    whole = Split(grey[..., None].repeat(1, 1, 1, 3), torch.from_numpy(found.target).long())
+    pixels, labels = load_digits(return_X_y=True)
+    grey = torch.from_numpy(np.round(np.asarray(pixels) * (255 / 16)).astype(np.uint8))  # 0 to 16 in the original
+    whole = Split(grey.view(-1, 8, 8, 1).repeat(1, 1, 1, 3), torch.from_numpy(np.asarray(labels)).long())
     test, train = halves(whole, 0.2, seed=0)
     return Images("digits", whole.take(train), whole.take(test), tuple("0123456789"), shift=1, is_mirrored=False)
 
@@ -163,7 +163,9 @@ def _classes(folder: Path) -> tuple[str, ...]:
     if not names:
         raise DataError(f"{folder} holds no images; it needs a subfolder for each class with {', '.join(SUFFIXES[:3])}")
     if len(names) == 1:
-        raise DataError(f"{folder} holds images of one class only, {names[0]}; give a subfolder for each of two or more")
+        raise DataError(
+            f"{folder} holds images of one class only, {names[0]}; give a subfolder for each of two or more"
+        )
     return names
 
 

@@ -1,19 +1,21 @@
-"""What is given when a network is to become smaller: the network, the images, what may remain, and how long to train."""
+"""What is given when a network is to become smaller: the network, the images, what may remain, how long to train."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from thrifty.budget import Budget
-from thrifty.prune.cost import budget_of, repair
+from thrifty.progress import Track, silent
+from thrifty.prune.cost import budget_of, steps_of
 from thrifty.prune.coupling import Coupling, Group, coupling_of
 from thrifty.prune.images import Images
+from thrifty.prune.repair import repair
 from thrifty.prune.training import Training
-from thrifty.progress import Track, silent
 
 
 @dataclass(frozen=True)
@@ -21,21 +23,24 @@ class PruneJob:
     """A network to be trained on images within `budget`. A method leaves its trained weights in `model`, in which what
     the plan drops is exactly 0; `apply` then gives the small network.
 
-    `folder` takes the state of the run and its log; with `resume` it goes on with what it holds.
+    `keep` is the budget as it was asked for. `folder` takes the state of the run and its log; with `resume` it goes on with what it holds. `history` is filled
+    with what is noted of each epoch.
     """
 
     model: nn.Module
     images: Images
     coupling: Coupling
     budget: Budget
+    keep: str
     training: Training = field(default_factory=Training)
     seed: int = 0
-    device: torch.device = torch.device("cpu")
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     round_to: int = 1
     residual: bool = False
     folder: Path | None = None
     resume: bool = False
     track: Track = silent
+    history: list[dict[str, Any]] = field(default_factory=list)
 
     @staticmethod
     def of(
@@ -58,15 +63,17 @@ class PruneJob:
         `SettingError` where the budget is none or cannot be reached.
         """
         coupling = coupling_of(model, (example_of(images),))
-        budget = budget_of(keep, coupling, residual=residual, round_to=round_to)
+        device = device or torch.device("cpu")
+        budget = budget_of(keep, coupling, residual=residual, round_to=round_to, model=model, device=device)
         return PruneJob(
             model,
             images,
             coupling,
             budget,
+            keep,
             training or Training(),
             seed,
-            device or torch.device("cpu"),
+            device,
             round_to,
             residual,
             folder,
@@ -88,8 +95,16 @@ class PruneJob:
         """The parts to keep where those with the highest scores stay, all groups in one ranking, within the budget (or
         within another `limit` of the same cost)."""
         budget = self.budget if limit is None else replace(self.budget, limit=limit)
-        scores = {name: score.detach().cpu() for name, score in scores.items()}
-        return repair(scores, budget.best(scores), budget, round_to=self.round_to)
+        return best(scores, budget, self.groups, self.round_to)
+
+
+def best(
+    scores: Mapping[str, Tensor], budget: Budget, groups: Sequence[Group], round_to: int = 1
+) -> dict[str, Float[Tensor, " parts"]]:
+    """The parts with the highest scores that fit, in widths that are multiples of `round_to`, as close to the limit as
+    whole parts come."""
+    scores = {name: score.detach().cpu() for name, score in scores.items()}
+    return repair(scores, budget.best(scores), budget, steps_of(groups, round_to))
 
 
 def weights_of(model: nn.Module, groups: Sequence[Group]) -> dict[str, Float[Tensor, "parts weights"]]:

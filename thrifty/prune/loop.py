@@ -38,8 +38,8 @@ from thrifty.prune.search import Search
 
 Phase = Literal["warm-up", "search", "shrink", "dense"]
 Criterion = Callable[[Any, Any], Tensor]
-Repair = Callable[[Mapping[str, Tensor], Mapping[str, Tensor]], dict[str, Tensor]]
-"""Make a decision that meets the budget: from the scores of all parts, and what would be kept."""
+Choose = Callable[[Mapping[str, Tensor]], dict[str, Tensor]]
+"""Make the decision that meets the budget, from the scores of all parts."""
 
 
 @dataclass(frozen=True)
@@ -70,6 +70,11 @@ class Phases:
                 "of the steps; they must rise, from 0 to 1 at most"
             )
 
+    def controller_steps_of(self, num_steps: int) -> int:
+        """How many controller steps the search has in a training of so many steps."""
+        length = max(round(self.search * num_steps) - round(self.warm_up * num_steps), 1)
+        return max(length // self.every, 1) if self.every else min(self.controller_steps, length)
+
 
 class Loop:
     """ATO's part of a training loop. Make one with `Ato().loop(...)`."""
@@ -83,7 +88,7 @@ class Loop:
         search: Search,
         phases: Phases,
         num_steps: int,
-        repair: Repair,
+        choose: Choose,
         criterion: Criterion,
     ) -> None:
         """Begin at step 0 of `num_steps`."""
@@ -91,12 +96,12 @@ class Loop:
             raise SettingError(f"{num_steps} steps are too few for four phases; train for at least 10")
         self.model, self.optimizer, self.coupling, self.groups = model, optimizer, coupling, groups
         self.search, self.phases, self.num_steps = search, phases, num_steps
-        self.repair, self.criterion = repair, criterion
+        self.choose, self.criterion = choose, criterion
         self.done = 0
         self.keep: dict[str, Tensor] | None = None
         self.is_cut = False
-        self._projection = Projection(ranks.inner(model), groups)
-        self._kept = torch.ones(search.layout.num_parts, device=self._projection.device)
+        self.projection = Projection(ranks.inner(model), groups)
+        self._kept = torch.ones(search.layout.num_parts, device=self.projection.device)
 
     @property
     def phase(self) -> Phase:
@@ -113,9 +118,7 @@ class Loop:
         if self.phase != "search":
             return False
         place, length = self.done - self._step_at(self.phases.warm_up), self._search_steps
-        if self.phases.every:
-            return place % self.phases.every == 0
-        count = min(self.phases.controller_steps, length)
+        count = self.phases.controller_steps_of(self.num_steps)
         return place * count // length != (place - 1) * count // length
 
     def controller_step(self, inputs: Any, targets: Any, criterion: Criterion | None = None) -> Tensor:
@@ -167,7 +170,7 @@ class Loop:
         facts: dict[str, Any] = {"phase": self.phase, "kept": self.spent, "target": float(self.search.budget.limit)}
         if self.is_cut:
             return facts
-        facts["longest_dropped"] = float((self._projection.norms() * (1 - self._kept)).max())
+        facts["longest_dropped"] = float((self.projection.norms() * (1 - self._kept)).max())
         if measure is not None and self.phase != "warm-up":
             with masked(network, self.groups, self.mask):
                 facts["accuracy_masked"] = measure(network)
@@ -212,7 +215,7 @@ class Loop:
         """One projection step of the parts that the mask drops."""
         if self.phases.is_removed:
             remaining = max(self._step_at(self.phases.shrink) - self.done + 1, 1)
-            self._projection.scale(1 - (1 - self._kept) / remaining)
+            self.projection.scale(1 - (1 - self._kept) / remaining)
             return
         if self.done < self._step_at(self.phases.late):
             return
@@ -222,13 +225,15 @@ class Loop:
         share = of_group / dropped.sum().clamp_min(1)
         rate = float(self.optimizer.param_groups[0]["lr"])
         amount = strength * rate * share[self.search.layout.group_of_part(dropped.device)]
-        self._projection.shrink(amount * dropped)
+        self.projection.shrink(amount * dropped)
 
     def _decide(self) -> None:
         """The search is over: what stays, within the budget."""
         if not bool(self.search.average.isfinite().all()):
-            raise DataError("the controller's logits are no numbers any more; lower its learning rate or the strength")
-        keep = self.repair(self.search.scores(), self.search.layout.named(self._kept))
+            raise DataError(
+                "the loss is no number any more, nor is what the controller learnt; lower the learning rate"
+            )
+        keep = self.choose(self.search.scores())
         self._kept = ranks.of_first(self.search.layout.flat(keep).to(self._kept))
         self.keep = {name: kept.cpu() for name, kept in self.search.layout.named(self._kept).items()}
 

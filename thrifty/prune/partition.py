@@ -8,9 +8,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from thrifty.prune.atoms import Atoms
+from thrifty.prune.atoms import NONE, Atoms
 from thrifty.prune.coupling import Coupling, Extent, Group, ModuleSize, Operation, Slice
-from thrifty.prune.trace import Role, Trace
+from thrifty.prune.trace import Role, Size, Trace
 
 _ORDER = {"makes": 0, "follows": 1, "reads": 2}
 _Signature = tuple[tuple[tuple[int, int], ...], str]
@@ -48,8 +48,17 @@ def partition(trace: Trace, inputs: tuple[Any, ...], model: nn.Module) -> Coupli
         )
         for name, parameter in model.named_parameters()
     }
-    sizes = tuple(ModuleSize(size.module, len(size.atoms), extent(size.atoms)) for size in trace.sizes)
+    lengths = [(size.module, _line(size, roots)) for size in trace.sizes]
+    sizes = [ModuleSize(module, len(atoms), extent(atoms)) for module, atoms in lengths]
     return Coupling(tuple(groups), tuple(works), parameters, tuple(s for s in sizes if s.extent.repeats), inputs)
+
+
+def _line(size: Size, roots: Atoms) -> Atoms:
+    """The atoms along the dimension; none where it keeps its length, since nothing differs along it."""
+    atoms = np.where(size.atoms >= 0, roots[size.atoms], size.atoms)
+    if (atoms == atoms.take([0], size.axis)).all():
+        return np.full(atoms.shape[size.axis], NONE)
+    return np.moveaxis(atoms, size.axis, 0).reshape(atoms.shape[size.axis], -1)[:, 0]
 
 
 def _straighten(trace: Trace) -> None:

@@ -1,8 +1,8 @@
 """All parts of all groups at once: how large they are, and making those smaller that are to go.
 
-A part holds what makes it and what follows it (its filter, its normalisation) as one vector g. Where all of it is 0, the
-part does nothing. Here is the proximal step of ATO (Wu et al., CVPR 2024, section 3.3), g <- g max(0, 1 - amount / |g|),
-as a few operations on flat tensors, however many layers there are.
+A part holds what makes it and what follows it (its filter, its normalisation) as one vector g. Where all of it is 0,
+the part does nothing. Here is the proximal step of ATO (Wu et al., CVPR 2024, section 3.3), g <- g max(0, 1 - amount /
+|g|), as a few operations on flat tensors, however many layers there are.
 """
 
 from collections.abc import Sequence
@@ -30,57 +30,54 @@ class Projection:
                     rows.update(_rows(one, first))
             first += group.size
         self.device = next(iter(parameters.values())).device
-        self._names = [name for name, _ in owners]
+        self.parameters = [parameters[name] for name, _ in owners]
         self._dims = [dim for _, dim in owners]
-        self._parameters = [parameters[name] for name in self._names]
-        self._part_of_row = torch.cat(
+        part_of_row = [
+            torch.tensor([rows.get(row, first) for row in range(one.shape[dim])], dtype=torch.int32)
+            for (_, dim), rows, one in zip(owners, owners.values(), self.parameters, strict=True)
+        ]
+        self._part_of_row = torch.cat(part_of_row).to(self.device)
+        self._part_of_element = torch.cat(
             [
-                torch.tensor([rows.get(row, first) for row in range(parameter.shape[dim])], dtype=torch.int64)
-                for (_, dim), rows, parameter in zip(owners, owners.values(), self._parameters, strict=True)
+                rows.repeat_interleave(one.numel() // len(rows))
+                for rows, one in zip(part_of_row, self.parameters, strict=True)
             ]
         ).to(self.device)
-        lengths = [
-            torch.full((one.shape[dim],), one.numel() // one.shape[dim])
-            for one, dim in zip(self._parameters, self._dims, strict=True)
-        ]
-        self._row_lengths = torch.cat(lengths).to(self.device)
-        self._part_of_element = torch.repeat_interleave(self._part_of_row, self._row_lengths)
-        self._counts = [one.numel() for one in self._parameters]
+        self._counts = [one.numel() for one in self.parameters]
 
     @torch.no_grad()
     def norms(self) -> Float[Tensor, " parts"]:
         """The Euclidean length of every part."""
-        return self.dots(self._parameters, self._parameters).clamp_min(0).sqrt()
+        return self.dots(self.parameters, self.parameters).clamp_min(0).sqrt()
 
     @torch.no_grad()
     def dots(self, left: Sequence[Tensor], right: Sequence[Tensor]) -> Float[Tensor, " parts"]:
         """For every part the inner product of two lists of tensors that are shaped as `parameters` are."""
-        flat = torch.cat(self._flat(left)).float() * torch.cat(self._flat(right)).float()
-        rows = torch.segment_reduce(flat, "sum", lengths=self._row_lengths)
-        parts = flat.new_zeros(self.layout.num_parts + 1)
-        return parts.index_add_(0, self._part_of_row, rows)[:-1]
+        products = torch._foreach_mul(  # pyright: ignore[reportPrivateImportUsage]
+            self._flat(left), self._flat(right)
+        )
+        rows = [
+            product if one.dim() == 1 else product.view(one.shape[dim], -1).sum(1)
+            for product, one, dim in zip(products, self.parameters, self._dims, strict=True)
+        ]
+        parts = torch.zeros(self.layout.num_parts + 1, device=self.device)
+        return parts.index_add_(0, self._part_of_row, torch.cat(rows).float())[:-1]
 
     @torch.no_grad()
     def scale(self, factor: Float[Tensor, " parts"]) -> None:
         """Multiply every part in place by its factor."""
-        whole = torch.cat([factor, factor.new_ones(1)])[self._part_of_element]
-        flat = self._flat(self._parameters)
-        pieces = whole.split(self._counts)
-        if all(view.data_ptr() == one.data_ptr() for view, one in zip(flat, self._parameters, strict=True)):
-            torch._foreach_mul_(flat, pieces)
+        whole = torch.cat([factor, factor.new_ones(1)]).index_select(0, self._part_of_element)
+        flat, pieces = self._flat(self.parameters), whole.split(self._counts)
+        if all(view.data_ptr() == one.data_ptr() for view, one in zip(flat, self.parameters, strict=True)):
+            torch._foreach_mul_(flat, pieces)  # pyright: ignore[reportPrivateImportUsage]
             return
-        for one, dim, piece in zip(self._parameters, self._dims, pieces, strict=True):
+        for one, dim, piece in zip(self.parameters, self._dims, pieces, strict=True):
             one.mul_(piece.view(one.movedim(dim, 0).shape).movedim(0, dim))
 
     def shrink(self, amount: Float[Tensor, " parts"], norms: Float[Tensor, " parts"] | None = None) -> None:
         """The proximal step: every part becomes shorter by its amount, and 0 where it is no longer than that."""
         lengths = self.norms() if norms is None else norms
         self.scale((1 - amount / lengths.clamp_min(1e-8)).clamp_min(0))
-
-    @property
-    def parameters(self) -> list[nn.Parameter]:
-        """The parameters that parts are made of."""
-        return self._parameters
 
     def _flat(self, tensors: Sequence[Tensor]) -> list[Tensor]:
         """Each tensor row after row along the dimension that its parts lie on; a view where memory has that order."""

@@ -54,13 +54,14 @@ def rewrapped(model: nn.Module) -> nn.Module:
     """A wrapper like `model` around the same network, whose parameters have changed their shapes."""
     if not isinstance(model, DistributedDataParallel):
         return model
+    sync = {} if model.broadcast_buffers else {"broadcast_buffers": False}
     return DistributedDataParallel(
         model.module,
         device_ids=model.device_ids,
         output_device=model.output_device,
         dim=model.dim,
-        broadcast_buffers=model.broadcast_buffers,
         find_unused_parameters=model.find_unused_parameters,
         gradient_as_bucket_view=model.gradient_as_bucket_view,
         static_graph=model.static_graph,
+        **sync,
     )

@@ -24,6 +24,8 @@ def whole_state(
             continue
         result[name] = torch.zeros_like(whole)
         places = [kept[name].get(dim, torch.arange(size)).to(whole.device) for dim, size in enumerate(whole.shape)]
-        spread = [place.view([-1 if axis == dim else 1 for axis in range(whole.dim())]) for dim, place in enumerate(places)]
+        spread = [
+            place.view([-1 if axis == dim else 1 for axis in range(whole.dim())]) for dim, place in enumerate(places)
+        ]
         result[name][tuple(spread)] = small[name].to(whole)
     return result

@@ -67,7 +67,7 @@ def transposed_convolution(trace: Trace, call: Call) -> Result:
     columns = trace.parameter_atoms(weight, 1, "makes")
     _bias(trace, call["bias"], columns)
     scale = math.prod(weight.shape[2:]) * math.prod(x.shape[2:]) * x.shape[0] / trace.batch
-    trace.works.append(Work("convolution", call.module, scale, (rows, columns), x.shape))
+    trace.works.append(Work("convolution", call.module, scale, (columns, rows), x.shape))
     return _made(call.shape, columns, 1)
 
 
@@ -274,8 +274,8 @@ def divide(trace: Trace, call: Call) -> Result:
     """div: zero where the numerator is, if the denominator is not."""
     values = call.values
     atoms = trace.combine(values, call.shape, str(call))
-    first = isinstance(call["self"], Value) and call["self"].is_zero
-    return Value(call.shape, atoms, first and not any(value.is_free for value in values[1:]))
+    is_zero = isinstance(call["self"], Value) and call["self"].is_zero
+    return Value(call.shape, atoms, is_zero and not any(value.is_zero and value.is_free for value in values[1:]))
 
 
 def clamp(trace: Trace, call: Call) -> Result:
@@ -327,9 +327,11 @@ RULES: dict[str, Rule] = {
     **dict.fromkeys(["softmax", "log_softmax"], softmax),
     **dict.fromkeys(_ZERO_KEEPING, _pointwise(keeps_zero=True)),
     **dict.fromkeys(_ZERO_LOSING, _pointwise(keeps_zero=False)),
+    **dict.fromkeys(["gru", "lstm", "rnn_tanh", "rnn_relu"], unknown),  # else each step of time would be taken apart
     "linear": linear,
     "scaled_dot_product_attention": attention,
     "batch_norm": batch_norm,
+    "_native_batch_norm_legit_no_training": batch_norm,
     "instance_norm": batch_norm,
     "group_norm": group_norm,
     "embedding": embedding,

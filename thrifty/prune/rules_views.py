@@ -58,8 +58,7 @@ def _note(trace: Trace, call: Call, value: Value, axes: Sequence[int]) -> None:
     """Remember sizes that the module's code may hold, and values that several dimensions of one array decide on."""
     for axis in axes:
         if value.atoms.shape[axis] > 1:
-            rest = tuple(other for other in range(value.atoms.ndim) if other != axis)
-            trace.sizes.append(Size(call.module, value.atoms.max(rest)))
+            trace.sizes.append(Size(call.module, value.atoms, axis))
     if len(value.varies) > 1:
         trace.wide.append((value, f"{call} arranges them in a grid"))
 
@@ -183,6 +182,25 @@ def reduce(trace: Trace, call: Call) -> Value:
     return Value(call.shape, x.atoms.squeeze(tuple(axes)), x.is_zero)
 
 
+def gather(trace: Trace, call: Call) -> Value:
+    """index and index_select by one tensor, roll and flip: positions change places along some dimensions."""
+    x = call.values[0]
+    if call.name == "index":
+        given = [axis for axis, index in enumerate(call["indices"]) if index is not None]
+    else:
+        named = call.arguments.get("dims", call.arguments.get("dim"))
+        given = list(range(len(x.shape))) if named == [] else [named] if isinstance(named, int) else named
+    axes = [axis % len(x.shape) for axis in given]
+    if x.parameter and len(axes) == 1 and len(x.shape) == 2:  # a table whose columns follow what they are added to
+        x = replace(x, atoms=np.expand_dims(trace.parameter_atoms(x, 1 - axes[0], "follows"), axes[0]))
+    x = trace.tie(x, axes, f"{call} takes fixed positions of them")
+    if call.name == "index" and (len(axes) > 1 or not call["indices"][axes[0]].shape):
+        return trace.freeze(x, f"thrifty has no rule for {call} by several indices") and nothing(call.shape)
+    added = len(call.shape) - len(x.shape)
+    form = [*x.atoms.shape[: axes[0]], *(1 for _ in range(added)), *x.atoms.shape[axes[0] :]]
+    return replace(x, shape=call.shape, atoms=x.atoms.reshape(form), parameter="")
+
+
 def pool(trace: Trace, call: Call) -> Value:
     """Pooling, interpolation and padding by reflection or edge: positions of the last dimensions mix."""
     x = call.values[0]
@@ -234,6 +252,7 @@ RULES: dict[str, Rule] = {
     **dict.fromkeys(["slice", "select"], take),
     **dict.fromkeys(["mean", "sum", "amax", "amin"], reduce),
     **dict.fromkeys(["pad", "constant_pad_nd"], pad),
+    **dict.fromkeys(["index", "index_select", "roll", "flip"], gather),
     **dict.fromkeys(_POOLS, pool),
     "unsqueeze": unsqueeze,
     "squeeze": squeeze,

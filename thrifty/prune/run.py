@@ -86,16 +86,16 @@ class Run:
         """Begin, or go on with what the folder of the job holds. `method` is named in the plan and in the state."""
         self.job, self.method = job, method
         training = job.training
-        self.model = copy.deepcopy(job.model).to(job.device, memory_format=torch.channels_last).train()
+        self.model = copy.deepcopy(job.model).to(device=job.device).train()
+        self.model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
         self.batches = Batches.of(job.images, training.batch_size, job.seed, job.device)
         self.num_steps = training.epochs * self.batches.num_batches
         self.rate = torch.tensor(training.learning_rate, device=job.device)
         self.optimizer = training.optimizer_of(self.model, self.rate)
-        self._step = WeightStep(self.model, self.optimizer, self.batches, training)
+        self._weight_step = WeightStep(self.model, self.optimizer, self.batches, training)
         self.holdout, self._rest = self.batches.held_out(job.images.train, training.holdout)
         self.done, self.seconds = 0, 0.0
         self.keep: dict[str, Tensor] | None = None
-        self.history: list[dict[str, Any]] = []
         self.is_held_out = False
         self._extras: dict[str, Stateful] = {}
         self._extra_states: dict[str, dict[str, Any]] = {}
@@ -112,6 +112,8 @@ class Run:
         torch.manual_seed(mixed(self.job.seed, self.done))
         if self._random is not None:
             torch.set_rng_state(self._random)
+        if self.job.device.type == "cuda":
+            self._exits.enter_context(torch.backends.cudnn.flags(enabled=True, benchmark=True))
         if threading.current_thread() is threading.main_thread():
             before = signal.signal(signal.SIGINT, self._stop)
             self._exits.callback(signal.signal, signal.SIGINT, before)
@@ -139,7 +141,7 @@ class Run:
         numbers = range(self.done, last)
         saved = time.monotonic()
         for _ in self.job.track(numbers, lambda: self._status, len(numbers)):
-            step = self._train(cycle)
+            step = self.step(cycle)
             yield step
             if step.ends_epoch:
                 self._note(step)
@@ -149,6 +151,24 @@ class Run:
                 saved = time.monotonic()
             if self._is_stopped:
                 raise KeyboardInterrupt
+
+    def step(self, cycle: Cycle = WHOLE) -> Step:
+        """One step of the weights. `steps` takes many, and looks after the state."""
+        epoch, place = divmod(self.done, self.batches.num_batches)
+        if place == 0:
+            self._pool_is_rest = self.is_held_out
+        if place == 0 or self.epoch_draw is None:
+            self.epoch_draw = self.batches.draw(epoch, self._rest if self._pool_is_rest else None)
+        first, last = (round(share * self.num_steps) for share in (cycle.since, cycle.until))
+        rate = cycle.peak * self.job.training.rate_at(self.done - first, last - first, self.batches.size)
+        self.rate.fill_(rate)
+        size = self.batches.size
+        self._weight_step(self.epoch_draw[place * size : (place + 1) * size])
+        self.done += 1
+        ends_epoch = place + 1 == self.batches.num_batches
+        if ends_epoch or self.done % _CHECK_EVERY == 0:
+            self._check_finite()
+        return Step(self.done, epoch, ends_epoch, rate)
 
     def hold_out(self) -> None:
         """From the next epoch on the weights do not train on the held-out images."""
@@ -175,7 +195,7 @@ class Run:
     @property
     def precision(self) -> torch.autocast:
         """The autocast in which the network is to be run."""
-        return self._step.precision
+        return self._weight_step.precision
 
     def register(self, name: str, one: Stateful) -> None:
         """Keep the state of `one` with that of the run; it takes the kept state where the run goes on."""
@@ -194,7 +214,7 @@ class Run:
     def adopt(self, keep: Mapping[str, Tensor]) -> None:
         """Note that the network has been cut to `keep`."""
         self.keep = {name: kept.detach().cpu() for name, kept in keep.items()}
-        self._step.reset()
+        self._weight_step.reset()
 
     def say(self, status: str) -> None:
         """What the progress line shows."""
@@ -224,12 +244,12 @@ class Run:
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "random": torch.get_rng_state(),
-            "sums": self._step.sums,
+            "sums": self._weight_step.sums,
             "held_out": [self.is_held_out, self._pool_is_rest],
-            "history": self.history,
+            "history": self.job.history,
             "extras": extras or self._extra_states,
         }
-        checkpoint.save(self.job.folder, state, self.history)
+        checkpoint.save(self.job.folder, state, self.job.history)
 
     def _load(self, state: dict[str, Any]) -> None:
         if state["keep"] is not None:
@@ -239,8 +259,9 @@ class Run:
         self.optimizer.load_state_dict(state["optimizer"])
         for group in self.optimizer.param_groups:
             group["lr"] = self.rate
-        self.done, self.seconds, self.history = state["done"], state["seconds"], state["history"]
-        self._step.sums.copy_(state["sums"])
+        self.done, self.seconds = state["done"], state["seconds"]
+        self.job.history[:] = state["history"]
+        self._weight_step.sums.copy_(state["sums"])
         self.is_held_out, self._pool_is_rest = state["held_out"]
         self._extra_states, self._random = state["extras"], state["random"]
 
@@ -251,34 +272,19 @@ class Run:
             training.pop(unimportant)
         return {
             "method": repr(self.method),
-            "budget": f"{float(job.budget.limit):.6g} {job.budget.unit}",
+            "budget": job.keep,
             "training": ", ".join(f"{name}={value}" for name, value in training.items()),
             "seed": job.seed,
             "images": f"{job.images.name}: {len(job.images.train)} of {job.images.shape}",
             "parameters": sum(one.numel() for one in job.model.parameters()),
         }
 
-    def _train(self, cycle: Cycle) -> Step:
-        epoch, place = divmod(self.done, self.batches.num_batches)
-        if place == 0:
-            self._pool_is_rest = self.is_held_out
-        if place == 0 or self._draw is None:
-            self._draw = self.batches.draw(epoch, self._rest if self._pool_is_rest else None)
-        first, last = (round(share * self.num_steps) for share in (cycle.since, cycle.until))
-        rate = cycle.peak * self.job.training.rate_at(self.done - first, last - first, self.batches.size)
-        self.rate.fill_(rate)
-        size = self.batches.size
-        self._step(self._draw[place * size : (place + 1) * size])
-        self.done += 1
-        if self.done % _CHECK_EVERY == 0 or self.done == self.num_steps:
-            self._check_finite()
-        return Step(self.done, epoch, place + 1 == self.batches.num_batches, rate)
-
-    _draw: Tensor | None = None
+    epoch_draw: Tensor | None = None
+    """What the images of the current epoch are."""
 
     def _note(self, step: Step) -> None:
-        loss, right, count = self._step.sums.tolist()
-        self._step.sums.zero_()
+        loss, right, count = self._weight_step.sums.tolist()
+        self._weight_step.sums.zero_()
         self.seconds = time.perf_counter() - self._started
         line = {
             "epoch": step.epoch + 1,
@@ -289,12 +295,12 @@ class Run:
             "seconds": round(self.seconds, 3),
             **step.facts,
         }
-        self.history.append(line)
+        self.job.history.append(line)
         if self.job.folder is not None:
-            checkpoint.write_log(self.job.folder, self.history)
+            checkpoint.write_log(self.job.folder, self.job.history)
 
     def _check_finite(self) -> None:
-        if not math.isfinite(loss := float(self._step.sums[0])):
+        if not math.isfinite(loss := float(self._weight_step.sums[0])):
             peak = self.job.training.learning_rate
             raise DataError(
                 f"the loss is {loss} after {self.done} of {self.num_steps} steps; use a learning rate below {peak:g}"

@@ -78,10 +78,9 @@ class Search:
         one = self.settings
         self.generator.manual_seed(mixed(self.seed, self.num_steps))
         logits = self.logits()
-        how = {"temperature": one.temperature, "offset": one.offset, "generator": self.generator}
-        gates = gumbel_sigmoid(logits, hard=not one.is_soft, **how)
+        gates = self._drawn(logits, hard=not one.is_soft)
         loss = task_loss(self.layout.named(gates))
-        sampled = gumbel_sigmoid(logits, hard=True, **how) if one.is_soft else gates
+        sampled = self._drawn(logits) if one.is_soft else gates
         penalty = self._penalty(self.layout.named(sampled), self.limit_at(progress))
         weights = list(self.controller.parameters())
         gradients = torch.autograd.grad(loss + one.strength * penalty, weights)
@@ -110,8 +109,13 @@ class Search:
     def sample(self) -> Float[Tensor, " parts"]:
         """As `mask`, but one draw from what the controller says now, as published."""
         self.generator.manual_seed(mixed(self.seed, -3 - self.num_steps))
-        how = {"temperature": self.settings.temperature, "offset": self.settings.offset}
-        return self._filled(gumbel_sigmoid(self.logits(), generator=self.generator, **how))
+        return self._filled(self._drawn(self.logits()))
+
+    def _drawn(self, logits: Tensor, hard: bool = True) -> Tensor:
+        one = self.settings
+        return gumbel_sigmoid(
+            logits, temperature=one.temperature, offset=one.offset, hard=hard, generator=self.generator
+        )
 
     def _filled(self, mask: Tensor) -> Tensor:
         """The mask with the best part of every group that it empties."""

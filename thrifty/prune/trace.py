@@ -49,7 +49,10 @@ def nothing(shape: Sequence[int]) -> Value:
 
 @dataclass(frozen=True)
 class Work:
-    """The multiplications of one operator for one example: `scale` times the extents, each an array of atoms."""
+    """The multiplications of one operator for one example: `scale` times the extents, each an array of atoms.
+
+    The first extent of a layer is what it makes, the second what it reads, if that is another.
+    """
 
     kind: Literal["convolution", "linear", "matmul"]
     module: str
@@ -60,10 +63,11 @@ class Work:
 
 @dataclass(frozen=True)
 class Size:
-    """A size that a module's own code may hold: the atoms along one dimension of a view in that module."""
+    """A size that a module's own code may hold: one dimension of a view in that module, whose atoms are `atoms`."""
 
     module: str
     atoms: Atoms
+    axis: int
 
 
 @dataclass(frozen=True)

@@ -22,15 +22,15 @@ def trouble(model: nn.Module, coupling: Coupling, groups: Sequence[Group]) -> st
     double = unsettled(copy.deepcopy(model).eval(), generator)
     with torch.no_grad():
         with masked(double, groups, keep):
-            expected = _tensors(double(*copy.deepcopy(coupling.inputs)))
+            expected = tensors_of(double(*copy.deepcopy(coupling.inputs)))
         try:
-            found = _tensors(smaller(double, coupling, keep)(*copy.deepcopy(coupling.inputs)))
+            found = tensors_of(smaller(double, coupling, keep)(*copy.deepcopy(coupling.inputs)))
         except Exception as error:  # whatever the model's own code raises on sizes that it did not expect
             said = (str(error).strip().splitlines() or [type(error).__name__])[0]
             return f"the smaller network does not run: {said}"
     for one, other in zip(expected, found, strict=True):
         scale = float(one.abs().max()) + 1e-12
-        if one.shape != other.shape or float((one - other).abs().max()) > TOLERANCE * scale:
+        if one.shape != other.shape or not float((one - other).abs().max()) <= TOLERANCE * scale:  # also where NaN
             return "the smaller network does not equal the masked one"
     return ""
 
@@ -59,11 +59,9 @@ def unsettled(model: nn.Module, generator: torch.Generator) -> nn.Module:
     return model
 
 
-def _tensors(output: object) -> list[Tensor]:
+def tensors_of(output: object) -> list[Tensor]:
+    """All tensors in what a model gives: a tensor, or lists and dictionaries of them."""
     if isinstance(output, Tensor):
         return [output]
-    if isinstance(output, dict):
-        output = list(output.values())
-    if isinstance(output, list | tuple):
-        return [tensor for part in output for tensor in _tensors(part)]
-    return []
+    parts = output.values() if isinstance(output, dict) else output if isinstance(output, list | tuple) else []
+    return [tensor for part in parts for tensor in tensors_of(part)]

@@ -12,8 +12,8 @@ from thrifty.plan import Plan
 
 @dataclass(frozen=True)
 class Flap:
-    """One mask for all tokens by Var(h_j) |W_down[:, j]|^2. A channel that is left out is replaced by its mean, which is
-    a bias of the output.
+    """One mask for all tokens by Var(h_j) |W_down[:, j]|^2. A channel that is left out is replaced by its mean: a bias
+    of the output.
 
     `across` standardises the scores of each layer and ranks all layers together (the paper's AL); without it each layer
     keeps the same share (UL), as it does where equal widths are asked for. `bias=false` leaves the bias out: a

@@ -13,9 +13,9 @@ from thrifty.budget import Budget
 from thrifty.errors import SettingError
 from thrifty.plan import Plan
 from thrifty.prune import ranks
-from thrifty.prune.cost import budget_of, repair
+from thrifty.prune.cost import budget_of
 from thrifty.prune.coupling import Coupling, coupling_of
-from thrifty.prune.job import PruneJob
+from thrifty.prune.job import PruneJob, best
 from thrifty.prune.layout import Layout
 from thrifty.prune.loop import Criterion, Loop, Phases
 from thrifty.prune.run import Run, Step
@@ -56,9 +56,8 @@ class Ato:
     def plan(self, job: PruneJob) -> Plan:
         """Train the job's network and decide what stays. Raises `DataError` where the loss is no number any more."""
         with Run(job, self) as run:
-            loop = self._loop(
-                run.model, run.optimizer, job.coupling, job.budget, run.num_steps, job.seed, job.round_to, job.residual
-            )
+            how = {"seed": job.seed, "round_to": job.round_to, "residual": job.residual}
+            loop = self.loop_of(run.model, run.optimizer, job.coupling, job.budget, run.num_steps, **how)
             run.register("ato", loop)
             if loop.keep is None:
                 run.hold_out()
@@ -92,46 +91,51 @@ class Ato:
         `example` are inputs to capture the network with. Raises `ModelError` where it cannot be captured,
         `SettingError` where the budget cannot be reached or the model is spread over several ranks.
         """
-        coupling = coupling_of(ranks.inner(model), example)
-        budget = budget_of(keep, coupling, residual=residual, round_to=round_to)
-        return self._loop(model, optimizer, coupling, budget, num_steps, seed, round_to, residual, criterion)
+        network = ranks.inner(model)
+        coupling, device = coupling_of(network, example), next(network.parameters()).device
+        budget = budget_of(keep, coupling, residual=residual, round_to=round_to, model=network, device=device)
+        how = {"seed": seed, "round_to": round_to, "residual": residual}
+        return self.loop_of(model, optimizer, coupling, budget, num_steps, **how, criterion=criterion)
 
-    def _loop(
+    def loop_of(
         self,
         model: nn.Module,
         optimizer: Optimizer,
         coupling: Coupling,
         budget: Budget,
         num_steps: int,
-        seed: int,
-        round_to: int,
-        residual: bool,
+        *,
+        seed: int = 0,
+        round_to: int = 1,
+        residual: bool = False,
         criterion: Criterion = cross_entropy,
     ) -> Loop:
+        """As `loop`, where the groups and the budget are known."""
         groups = coupling.prunable(residual=residual)
-        device = next(model.parameters()).device
-        search = Search(Layout.of(groups), budget, self._search(), device, seed)
+        device, phases = next(model.parameters()).device, self._phases()
+        search = Search(Layout.of(groups), budget, self._search(phases.controller_steps_of(num_steps)), device, seed)
 
-        def repaired(scores: Mapping[str, Tensor], kept: Mapping[str, Tensor]) -> dict[str, Tensor]:
-            on_cpu = [{name: tensor.cpu() for name, tensor in one.items()} for one in (scores, kept)]
-            return repair(*on_cpu, budget, round_to=round_to)
+        def choose(scores: Mapping[str, Tensor]) -> dict[str, Tensor]:
+            return best(scores, budget, groups, round_to)
 
-        return Loop(model, optimizer, coupling, groups, search, self._phases(), num_steps, repaired, criterion)
+        return Loop(model, optimizer, coupling, groups, search, phases, num_steps, choose, criterion)
 
-    def _search(self) -> SearchSettings:
+    def _search(self, num_steps: int) -> SearchSettings:
+        """What the controller learns with. A short search, of fewer steps than asked for, takes longer steps."""
         one = SearchSettings(
             temperature=self.temperature,
             strength=self.strength,
             averaging=self.averaging,
-            learning_rate=self.learning_rate,
+            learning_rate=self.learning_rate * max(1.0, self.controller_steps / num_steps),
         )
         if self.recipe == "published":
-            return replace(one, is_annealed=False, is_soft=True, averaging=0.0, dead_zone=0.005)
+            rate = self.learning_rate
+            return replace(one, learning_rate=rate, is_annealed=False, is_soft=True, averaging=0.0, dead_zone=0.005)
         return one
 
     def _phases(self) -> Phases:
         if self.recipe == "published":  # epochs 25, 50 and 125 of 245
-            return Phases(0.1, 0.5, 0.5, every=20, is_removed=False, late=0.2, strength=10, strength_after=1000)
+            return Phases(0.1, 0.5, 0.5, every=20, is_removed=False, late=0.2, strength=10.0, strength_after=1000.0)
         return Phases(self.warm_up, self.search, self.shrink, self.controller_steps)
 
 

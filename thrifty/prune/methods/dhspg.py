@@ -1,4 +1,4 @@
-"""OTOv2's DHSPG: redundant groups are pulled down and set to 0 once a step turns them round (Chen et al., ICLR 2023)."""
+"""OTOv2's DHSPG: redundant parts are pulled down, and 0 once a step turns them round (Chen et al., ICLR 2023)."""
 
 from dataclasses import dataclass
 
@@ -49,7 +49,7 @@ class Dhspg:
                 old = [one.detach().clone() for one in projection.parameters]
                 for step in run.steps(self.end):
                     self._pull(projection, old, redundancy.kept, step.learning_rate)
-                    torch._foreach_copy_(old, [one.detach() for one in projection.parameters])
+                    old = [one.detach().clone() for one in projection.parameters]
                 run.cut(layout.named(redundancy.kept))
             run.train()
             return run.plan()

@@ -1,4 +1,4 @@
-"""Global MP: the smallest channels of the whole network go, whatever their layer (Gupta et al., 2022, arXiv:2209.14624)."""
+"""Global MP: the smallest channels go, whatever their layer (Gupta et al., 2022, arXiv:2209.14624)."""
 
 import math
 from dataclasses import dataclass
@@ -27,11 +27,11 @@ class GlobalMagnitude:
     def plan(self, job: PruneJob) -> Plan:
         """Train, cut, train on."""
         with Run(job, self) as run:
-            run.train(self.before, Cycle(0, self.before))
+            run.train(self.before, Cycle(0.0, self.before))
             if run.keep is None:
                 weights = weights_of(run.model, job.groups)
                 run.cut(job.best({name: self._scores(one.square().mean(1).sqrt()) for name, one in weights.items()}))
-            run.train(1, Cycle(self.before, 1, self.peak))
+            run.train(1.0, Cycle(self.before, 1.0, self.peak))
             return run.plan()
 
     def _scores(self, sizes: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Gradual magnitude pruning: a little more goes at a time while the network trains (Zhu and Gupta, 2017, arXiv:1710.01878)."""
+"""Gradual magnitude pruning: a little more goes at a time in training (Zhu and Gupta, 2017, arXiv:1710.01878)."""
 
 from dataclasses import dataclass, replace
 

@@ -39,7 +39,7 @@ class GroupNorm:
         """Train, push down, cut, train on."""
         layout = Layout.of(job.groups)
         with Run(job, self) as run:
-            run.train(self.dense, Cycle(0, self.dense))
+            run.train(self.dense, Cycle(0.0, self.dense))
             if run.keep is None:
                 projection = Projection(run.model, job.groups)
                 group = layout.group_of_part(job.device)
@@ -48,7 +48,7 @@ class GroupNorm:
                     projection.scale(1 - step.learning_rate * self.strength * pull)
                 norms = layout.named(projection.norms())
                 run.cut(job.best({name: norm / norm.mean().clamp_min(1e-12) for name, norm in norms.items()}))
-            run.train(1, Cycle(self.sparse, 1, self.peak))
+            run.train(1.0, Cycle(self.sparse, 1.0, self.peak))
             return run.plan()
 
 

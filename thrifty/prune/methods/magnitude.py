@@ -21,9 +21,9 @@ class Magnitude:
     def plan(self, job: PruneJob) -> Plan:
         """Train, cut, train on."""
         with Run(job, self) as run:
-            run.train(self.before, Cycle(0, self.before))
+            run.train(self.before, Cycle(0.0, self.before))
             if run.keep is None:
                 weights = weights_of(run.model, job.groups)
                 run.cut(job.best(ranks_within({name: one.norm(self.power, dim=1) for name, one in weights.items()})))
-            run.train(1, Cycle(self.before, 1, self.peak))
+            run.train(1.0, Cycle(self.before, 1.0, self.peak))
             return run.plan()

@@ -19,7 +19,7 @@ class PreCropping:
 
     The paper shows that of a pruning at initialisation only the share that each layer keeps matters. The shares are
     those of SynFlow (Tanaka et al., 2020): every weight times its gradient in the network of absolute weights on an
-    image of ones, summed over what makes a channel. `rounds` of scoring drop a part at a time, so that no layer empties.
+    image of ones, summed over what makes a channel. Each of `rounds` scorings drops some, so that no layer empties.
     """
 
     rounds: int = 20

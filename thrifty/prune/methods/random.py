@@ -23,9 +23,9 @@ class Random:
     def plan(self, job: PruneJob) -> Plan:
         """Train, cut, train on."""
         with Run(job, self) as run:
-            run.train(self.before, Cycle(0, self.before))
+            run.train(self.before, Cycle(0.0, self.before))
             if run.keep is None:
                 generator = torch.Generator().manual_seed(mixed(job.seed, -4))
                 run.cut(job.best({one.name: torch.rand(one.size, generator=generator) for one in job.groups}))
-            run.train(1, Cycle(self.before, 1, self.peak))
+            run.train(1.0, Cycle(self.before, 1.0, self.peak))
             return run.plan()

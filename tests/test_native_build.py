@@ -1,4 +1,4 @@
-"""One compilation gives one library, whole or not at all."""
+"""One compilation of a folder gives one library, whole or not at all."""
 
 import concurrent.futures
 import ctypes
@@ -6,53 +6,54 @@ from pathlib import Path
 
 import pytest
 
-from thrifty.kv import native_build
-from thrifty.kv.native_build import CompileError
+from thrifty import native_build
+from thrifty.native_build import CompileError
+
+FOLDERS = native_build.folders()
+
+
+@pytest.mark.parametrize("sources", FOLDERS, ids=lambda path: path.parent.name)
+@pytest.mark.skipif(native_build.compiler() is None, reason="no C++ compiler")
+def test_library_has_a_plain_c_interface(sources: Path, tmp_path: Path) -> None:
+    command = native_build.compiler()
+    assert command
+    native_build.compile_library(command, sources, tmp_path / "deep" / "it.so")
+    assert ctypes.CDLL(str(tmp_path / "deep" / "it.so")).thrifty_version() == 1
+    assert [path.name for path in (tmp_path / "deep").iterdir()] == ["it.so"]
 
 
 @pytest.mark.skipif(native_build.compiler() is None, reason="no C++ compiler")
-def test_library_has_a_plain_c_interface(tmp_path: Path) -> None:
+def test_key_changes_with_the_sources(tmp_path: Path) -> None:
     command = native_build.compiler()
     assert command
-    native_build.compile_library(command, tmp_path / "deep" / "hack.so")
-    assert ctypes.CDLL(str(tmp_path / "deep" / "hack.so")).thrifty_version() == 1
-    assert [path.name for path in (tmp_path / "deep").iterdir()] == ["hack.so"]
-
-
-@pytest.mark.skipif(native_build.compiler() is None, reason="no C++ compiler")
-def test_key_changes_with_the_sources(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    command = native_build.compiler()
-    assert command
-    before = native_build.key(command)
-    assert before == native_build.key(command)
+    before = native_build.key(command, FOLDERS[0])
+    assert before == native_build.key(command, FOLDERS[0])
     (tmp_path / "hack.cpp").write_text("int other;")
-    monkeypatch.setattr(native_build, "SOURCES", tmp_path)
-    assert native_build.key(command) != before
+    assert native_build.key(command, tmp_path) != before
 
 
 @pytest.mark.skipif(native_build.compiler() is None, reason="no C++ compiler")
-def test_sources_that_do_not_compile_leave_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_sources_that_do_not_compile_leave_nothing(tmp_path: Path) -> None:
     sources = tmp_path / "sources"
     sources.mkdir()
     (sources / "hack.cpp").write_text("this is no C++")
-    monkeypatch.setattr(native_build, "SOURCES", sources)
     command = native_build.compiler()
     assert command
     with pytest.raises(CompileError, match="failed:") as caught:
-        native_build.compile_library(command, tmp_path / "out" / "hack.so")
+        native_build.compile_library(command, sources, tmp_path / "out" / "hack.so")
     assert len(str(caught.value).splitlines()) == 1
     assert not list((tmp_path / "out").iterdir())
 
 
 def test_a_compiler_that_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(CompileError, match="no-such-compiler"):
-        native_build.compile_library("no-such-compiler", tmp_path / "hack.so")
+        native_build.compile_library("no-such-compiler", FOLDERS[0], tmp_path / "hack.so")
 
 
 def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(CompileError, match="cannot write"):
-        native_build.compile_library("c++", tmp_path / "file" / "hack.so")
+        native_build.compile_library("c++", FOLDERS[0], tmp_path / "file" / "hack.so")
 
 
 def test_one_at_a_time_holds_a_lock(tmp_path: Path) -> None:

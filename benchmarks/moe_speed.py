@@ -1,0 +1,341 @@
+"""How fast experts run: dense against mixture of experts, in the same run, contenders taking turns, medians of rounds.
+
+    python benchmarks/moe_speed.py --device cuda [--active 0.5] [--rounds 15] [--out results/moe_speed_gpu.jsonl]
+    python benchmarks/moe_speed.py --device cpu [--threads 2] [--rounds 7] [--out results/moe_speed_cpu.jsonl]
+
+GPU: blocks (attention and MLP) of the shape of Llama-3-8B with random weights in bfloat16, four of them one after the
+other so that no cache holds a layer's weights, everything as CUDA graphs. Contenders: `dense` as transformers runs it
+(gate, up, silu, product, down), `dense fused` (gate and up as one product, silu and product as one kernel), `packed`
+(the tomoe layout: kernels in Triton on weights that are stored once), `copies` (the standard layout: every expert its
+own matrices, grouped products). Each expert has its share of channels by chance, independent of the others: the least
+that experts can have in common. `blocks` are whole blocks, `mlp` the MLPs alone with their routers. Ratios are to the
+faster dense one. `error` is that of the MLP's output in bfloat16 against the masked dense MLP in float32.
+
+CPU: SmolLM2-135M whole, float32: decode of one token at batch 1 after 64 tokens, prefill of 512 tokens (logits of the
+last one).
+"""
+
+import argparse
+import json
+import platform
+import statistics
+import sys
+import time
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch.nn.functional import linear, rms_norm, scaled_dot_product_attention, silu
+
+WIDTH, CHANNELS, HEADS, KV_HEADS, HEAD_DIM = 4096, 14336, 32, 8, 128
+LAYERS, EXPERTS, CACHED = 4, 8, 512
+DEVICE = "cuda"
+
+
+class Attention:
+    """Attention of one layer with the products of queries, keys and values as one; decoding has a cache of 512."""
+
+    def __init__(self, rows: int, new: int) -> None:
+        heads = HEADS + 2 * KV_HEADS
+        self.qkv, self.o = weight(heads * HEAD_DIM, WIDTH), weight(WIDTH, HEADS * HEAD_DIM)
+        self.norms = [torch.ones(WIDTH, device=DEVICE, dtype=torch.bfloat16) for _ in range(2)]
+        self.cos, self.sin = (torch.randn(new, HEAD_DIM, device=DEVICE, dtype=torch.bfloat16) for _ in range(2))
+        shape = (rows, KV_HEADS, CACHED, HEAD_DIM)
+        self.cache = [torch.randn(shape, device=DEVICE, dtype=torch.bfloat16) for _ in range(2)] if new == 1 else None
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        rows, new, _ = x.shape
+        heads = linear(rms_norm(x, (WIDTH,), self.norms[0]), self.qkv).view(rows, new, -1, HEAD_DIM).transpose(1, 2)
+        turned, v = heads.split((HEADS + KV_HEADS, KV_HEADS), 1)
+        turned = torch.addcmul(turned * self.cos, turned.roll(HEAD_DIM // 2, -1), self.sin)
+        q, k = turned.split((HEADS, KV_HEADS), 1)
+        if self.cache is not None:
+            for cached, fresh in zip(self.cache, (k, v), strict=True):
+                cached[:, :, -1:] = fresh
+            k, v = self.cache
+        mixed = scaled_dot_product_attention(q, k, v, is_causal=self.cache is None, enable_gqa=True)
+        return linear(mixed.transpose(1, 2).reshape(rows, new, -1), self.o)
+
+
+def weight(*shape: int) -> torch.Tensor:
+    return torch.randn(shape, device=DEVICE, dtype=torch.bfloat16) * shape[-1] ** -0.5
+
+
+class Layer:
+    """The MLP of one layer in every form, all of the same weights."""
+
+    def __init__(self, active: float, generator: torch.Generator) -> None:
+        from thrifty.moe.experts import PackedMlp, Shape
+        from thrifty.moe.grouped import Copies
+        from thrifty.moe.packing import Packing
+
+        width = int(CHANNELS * active) // 16 * 16
+        scores = torch.rand(EXPERTS, CHANNELS, generator=generator)
+        masks = torch.zeros(EXPERTS, CHANNELS, dtype=torch.bool).scatter_(1, scores.topk(width).indices, True)
+        packing = Packing.of(masks)
+        shape = Shape(EXPERTS, len(packing.order), True, False, False, True)
+        self.packed = PackedMlp(shape, WIDTH, nn.SiLU()).to(DEVICE, torch.bfloat16).eval().requires_grad_(False)
+        for name in ("gate", "up", "down"):
+            setattr(self.packed, name, nn.Parameter(weight(shape.stored, WIDTH), requires_grad=False))
+        self.packed.router = nn.Parameter(torch.randn(EXPERTS, WIDTH, device=DEVICE), requires_grad=False)
+        self.packed.members.copy_(packing.members)
+        self.stored, self.width = shape.stored, width
+        left = CHANNELS - shape.stored  # channels of no expert: only the dense MLP has them
+        self.gate, self.up = (torch.cat((own.data, weight(left, WIDTH))) for own in (self.packed.gate, self.packed.up))
+        self.down = torch.cat((self.packed.down.data, weight(left, WIDTH))).T.contiguous()
+        self.gate_up = torch.cat((self.gate, self.up))
+        self.copies = Copies.of(self.packed)
+
+    def masked(self, x: torch.Tensor) -> torch.Tensor:
+        """What is right, in float32: the mask of each token's expert on its hidden channels."""
+        choice = (x.float() @ self.packed.router.T).argmax(-1)
+        hidden = silu(x.float() @ self.packed.gate.float().T) * (x.float() @ self.packed.up.float().T)
+        return (hidden * self.packed.members[choice]) @ self.packed.down.float()
+
+
+def forms(tunings: dict) -> dict:
+    """The MLP as a function of a layer and tokens, by the name of the contender."""
+    from thrifty.moe.grouped import run_grouped
+    from thrifty.moe.kernels.act import gated
+    from thrifty.moe.kernels.few import MOST_TOKENS, route, run_few
+    from thrifty.moe.kernels.many import run_many
+
+    def packed(layer: Layer, x: torch.Tensor) -> torch.Tensor:
+        mlp, choice = layer.packed, route(x, layer.packed.router)
+        if len(x) <= MOST_TOKENS:
+            return run_few(mlp, x, choice, "silu", tunings["few"])
+        return run_many(mlp, x, choice, mlp.table, "silu", tunings["many"])
+
+    def copies(layer: Layer, x: torch.Tensor) -> torch.Tensor:
+        both = layer.copies
+        choice = route(x, layer.packed.router)
+        return run_grouped(x, choice, both.gate_up, both.down, lambda pair: gated(pair, "silu"))
+
+    return {
+        "dense": lambda layer, x: linear(silu(linear(x, layer.gate)) * linear(x, layer.up), layer.down),
+        "dense fused": lambda layer, x: linear(gated(linear(x, layer.gate_up), "silu"), layer.down),
+        "packed": packed,
+        "copies": copies,
+    }
+
+
+def captured(call: object, *inputs: torch.Tensor) -> object:
+    """Runs a CUDA graph of `call(*inputs)`, warmed up."""
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(2):
+            call(*inputs)
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        call(*inputs)
+    return graph.replay
+
+
+def milliseconds(calls: dict, rounds: int, repeats: int) -> dict:
+    """Medians over rounds in which all take turns."""
+    times = {name: [] for name in calls}
+    for number in range(rounds + 1):
+        for name, call in calls.items():
+            begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            begin.record()
+            for _ in range(repeats):
+                call()
+            end.record()
+            end.synchronize()
+            if number:
+                times[name].append(begin.elapsed_time(end) / repeats)
+    return {name: statistics.median(found) for name, found in times.items()}
+
+
+def candidates() -> dict:
+    """What is tried for the kernels, the usual tuning first."""
+    from thrifty.moe.kernels import few, many
+
+    usual_few, usual_many = few.Tuning(), many.Tuning()
+    first = [
+        usual_few,
+        replace(usual_few, columns=256, stages=3),
+        replace(usual_few, channels=32, out_columns=64, out_channels=128),
+        replace(usual_few, channels=64, stages=3, out_columns=64, splits=32),
+        replace(usual_few, channels=16, columns=256, stages=4, out_channels=32, out_columns=256, splits=32),
+        replace(usual_few, channels=32, columns=64, stages=5, out_warps=8, out_channels=128, splits=8),
+    ]
+    second = [
+        usual_many,
+        replace(usual_many, channels=64, stages=4, out_columns=128, out_stages=4),
+        replace(usual_many, channels=128, columns=32, stages=4, out_channels=32, out_stages=4),
+        replace(usual_many, rows=64, channels=128, warps=4, stages=3, out_columns=128, out_warps=4, out_stages=4),
+    ]
+    return {"few": first, "many": second}
+
+
+def tuned(layers: list[Layer], prefill: int, rounds: int) -> dict:
+    """The fastest of the candidates, each measured on the MLPs alone; those that do not run are told and left out."""
+    best = {}
+    for kind, tokens in (("few", 1), ("many", prefill)):
+        x, calls = torch.randn(tokens, WIDTH, device=DEVICE, dtype=torch.bfloat16), {}
+        for number, candidate in enumerate(candidates()[kind]):
+            run = forms({kind: candidate})["packed"]
+            try:
+                calls[number] = captured(lambda x, run=run: [run(layer, x) for layer in layers], x)
+            except Exception as error:  # a tile that does not fit this GPU
+                print(f"  {kind} {candidate}: left out, {type(error).__name__}: {str(error)[:100]}", flush=True)
+        times = milliseconds(calls, max(3, rounds // 3), 5 if kind == "few" else 1)
+        for number, time_ in times.items():
+            print(f"  {kind} {candidates()[kind][number]}: {time_ * 1e3 / LAYERS:.1f} us a layer", flush=True)
+        best[kind] = candidates()[kind][min(times, key=times.get)]
+    return best
+
+
+def error_of(found: torch.Tensor, wanted: torch.Tensor) -> float:
+    return float((found.float() - wanted).norm() / wanted.norm())
+
+
+def measure(layers: list[Layer], tunings: dict, rows: int, new: int, rounds: int) -> list[dict]:
+    """Blocks and MLPs alone of `rows` sequences with `new` tokens each, every contender."""
+    x = torch.randn(rows, new, WIDTH, device=DEVICE, dtype=torch.bfloat16)
+    attention = [Attention(rows, new) for _ in layers]
+    calls = {}
+    for name, run in forms(tunings).items():
+
+        def mlps(x: torch.Tensor, run=run) -> None:
+            for layer in layers:
+                run(layer, x.view(-1, WIDTH))
+
+        def blocks(x: torch.Tensor, run=run) -> None:
+            for layer, attend in zip(layers, attention, strict=True):
+                x = x + attend(x)
+                x = x + run(layer, rms_norm(x, (WIDTH,), attend.norms[1]).view(-1, WIDTH)).view(x.shape)
+
+        calls[name, "mlp"], calls[name, "blocks"] = captured(mlps, x), captured(blocks, x)
+    times = milliseconds(calls, rounds, 5 if rows * new <= 64 else 1)
+    few_rows = x.view(-1, WIDTH)[:256]
+    wanted = layers[0].masked(few_rows)
+    lines = []
+    for name, run in forms(tunings).items():
+        line = {"contender": name, "rows": rows, "new_tokens": new}
+        for part in ("mlp", "blocks"):
+            dense = min(times["dense", part], times["dense fused", part])
+            line |= {f"{part}_us": times[name, part] * 1e3 / LAYERS, f"{part}_times_dense": dense / times[name, part]}
+            line[f"{part}_times_dense_as_transformers"] = times["dense", part] / times[name, part]
+        if not name.startswith("dense"):
+            line["error"] = error_of(run(layers[0], few_rows.contiguous()), wanted)
+        lines.append(line)
+    return lines
+
+
+def on_gpu(asked: argparse.Namespace) -> list[dict]:
+    generator = torch.Generator().manual_seed(0)
+    torch.manual_seed(0)
+    layers = [Layer(asked.active, generator) for _ in range(LAYERS)]
+    about = {"kind": "moe speed", "device": "cuda", "machine": torch.cuda.get_device_name(), "active": asked.active}
+    about |= {"experts": EXPERTS, "channels": CHANNELS, "stored": layers[0].stored, "expert_width": layers[0].width}
+    tunings = tuned(layers, asked.prefill[0], asked.rounds)
+    about["tuning"] = {kind: asdict(tuning) for kind, tuning in tunings.items()}
+    lines = []
+    for rows, new in [*((1, new) for new in asked.prefill), *((rows, 1) for rows in asked.batches)]:
+        print(f"\n{rows} rows of {new} new tokens, {about['machine']}, {LAYERS} layers; a layer:")
+        for line in measure(layers, tunings, rows, new, asked.rounds):
+            lines.append(about | line)
+            error = f"  error {line['error']:.1e}" if "error" in line else ""
+            print(
+                f"  {line['contender']:12} mlp {line['mlp_us']:9.1f} us {line['mlp_times_dense']:5.2f}x   blocks "
+                f"{line['blocks_us']:9.1f} us {line['blocks_times_dense']:5.2f}x dense, "
+                f"{line['blocks_times_dense_as_transformers']:5.2f}x as transformers runs it{error}",
+                flush=True,
+            )
+        torch.cuda.empty_cache()
+    return lines
+
+
+def random_plan(model: nn.Module, active: float) -> object:
+    """A plan with experts by chance, the same share of channels in every layer."""
+    from thrifty.moe.cost import Sizes
+    from thrifty.moe.sites import found
+    from thrifty.plan import Plan
+
+    widths = Sizes.of(model).uniform_width(active)
+    keep, evidence = {}, {}
+    for site in found(model):
+        scores = torch.rand(EXPERTS, site.channels)
+        keep[site.name] = torch.zeros_like(scores).scatter_(1, scores.topk(widths[site.name]).indices, 1.0)
+        evidence[f"{site.name}.router"] = torch.randn(EXPERTS, site.width)
+    return Plan("random", keep, evidence)
+
+
+def on_cpu(asked: argparse.Namespace) -> list[dict]:
+    from thrifty import llm
+    from thrifty.moe import apply as outputs
+    from thrifty.moe.stock_experts import IMPLEMENTATION, register_experts
+    from thrifty.report import provenance
+
+    torch.set_num_threads(asked.threads)
+    torch.manual_seed(0)
+    dense = llm.load("smollm2").model
+    plan = random_plan(dense, asked.active)
+    models = {"dense": dense, "packed": outputs.build(plan, dense, "tomoe"), "copies": outputs.build(plan, dense)}
+    register_experts()
+    models["copies"].set_experts_implementation(IMPLEMENTATION)
+    tokens = torch.randint(0, dense.config.vocab_size, (1, 512))
+    times = {}
+    for round_ in range(asked.rounds + 1):
+        for name, model in models.items():
+            for kind, seconds in timed(model, tokens, asked.steps).items():
+                if round_:
+                    times.setdefault((name, kind), []).append(seconds)
+        print(f"  round {round_} of {asked.rounds}", end="\r", flush=True)
+    middle = {key: statistics.median(found) for key, found in times.items()}
+    about = {"kind": "moe speed", "device": "cpu", "machine": provenance("", 0)["machine"]["cpu"], "model": "smollm2"}
+    about |= {"active": asked.active, "experts": EXPERTS, "threads": asked.threads, "dtype": "float32"}
+    lines = []
+    for (name, kind), seconds in middle.items():
+        line = {"contender": name, "what": kind, "ms": seconds * 1e3, "fastest_ms": min(times[name, kind]) * 1e3}
+        line["times_dense"] = middle["dense", kind] / seconds
+        line["times_dense_fastest"] = min(times["dense", kind]) / min(times[name, kind])
+        print(f"  {kind:15} {name:8} {line['ms']:9.2f} ms {line['times_dense']:5.2f}x (fastest rounds "
+              f"{line['fastest_ms']:9.2f} ms {line['times_dense_fastest']:5.2f}x)")  # fmt: skip
+        lines.append(about | line)
+    return lines
+
+
+def timed(model: nn.Module, tokens: torch.Tensor, steps: int) -> dict:
+    """Seconds of a prefill of 512 tokens, and of one step of decoding (the median of `steps`)."""
+    begin = time.perf_counter()
+    model(tokens, logits_to_keep=1)
+    prefill = time.perf_counter() - begin
+    cache = model(tokens[:, :64], use_cache=True, logits_to_keep=1).past_key_values
+    found = []
+    for step in range(steps):
+        begin = time.perf_counter()
+        model(tokens[:, 64 + step : 65 + step], past_key_values=cache)
+        found.append(time.perf_counter() - begin)
+    return {"prefill 512": prefill, "decode batch 1": statistics.median(found)}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--device", choices=["cpu", "cuda"], required=True)
+    parser.add_argument("--active", type=float, default=0.5)
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--steps", type=int, default=8)
+    parser.add_argument("--prefill", type=int, nargs="*", default=[4096, 1024])
+    parser.add_argument("--batches", type=int, nargs="*", default=[1, 2, 4, 8, 16, 32, 64, 128])
+    parser.add_argument("--out", type=Path)
+    asked = parser.parse_args()
+    begin = time.perf_counter()
+    with torch.inference_mode():
+        lines = on_gpu(asked) if asked.device == "cuda" else on_cpu(asked)
+    about = {"command": " ".join(sys.argv), "torch": torch.__version__, "python": platform.python_version()}
+    about["seconds"] = round(time.perf_counter() - begin, 1)
+    out = asked.out or Path(f"results/moe_speed_{'gpu' if asked.device == 'cuda' else 'cpu'}.jsonl")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text("".join(json.dumps(about | line) + "\n" for line in lines), encoding="utf-8")
+    print(f"{len(lines)} lines in {out}, {about['seconds']} s")
+
+
+if __name__ == "__main__":
+    main()

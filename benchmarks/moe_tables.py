@@ -1,0 +1,58 @@
+"""The table of mixtures of experts in the README, from results/moe.jsonl; `benchmarks/readme.py` writes it."""
+
+import statistics
+from typing import Any
+
+Rows = list[dict[str, Any]]
+
+
+def moe(rows: Rows) -> str:
+    """Every method at every budget: perplexity against the dense model, the mean over seeds."""
+    rows = [row for row in rows if row["on"] != "held-out"]
+    dense = next(row for row in rows if row["method"] == "dense")
+    lines = [
+        f"`benchmarks/moe.py`, {rows[0]['model']}, {dense['windows']} windows of {dense['window']} tokens of "
+        f"{dense['on']}; dense perplexity {dense['ppl']:.2f}. Ratios to it, mean over seeds (n, with the range); "
+        "active parameters of the MLPs, of the blocks (as the paper counts) and of the whole model; training tokens.",
+        "",
+        "| method | widths | MLPs | blocks | model | perplexity ratio | KL (nats) | routers shuffled | tokens |",
+        "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    groups: dict[tuple[Any, ...], Rows] = {}
+    for row in rows:
+        if row["method"] != "dense":
+            settings = row["run"].split(":", 4)[4] if row["run"].count(":") >= 4 else ""
+            told = ", ".join(pair for pair in settings.split(",") if pair and not pair.startswith("seconds"))
+            groups.setdefault((row["active"], row["method"], row["widths"], told), []).append(row)
+    means = {key: statistics.mean(row["ppl_ratio"] for row in here) for key, here in groups.items()}
+    for key in sorted(groups, key=lambda key: (-key[0], means[key])):
+        lines.append(_line(key, groups[key], means[key]))
+    return "\n".join(lines)
+
+
+def _line(key: tuple[Any, ...], rows: Rows, mean: float) -> str:
+    active, method, widths, told = key
+    row = rows[0]
+    ratios = [one["ppl_ratio"] for one in rows]
+    spread = f" ({len(rows)}: {min(ratios):.3f} to {max(ratios):.3f})" if len(rows) > 1 else ""
+    shuffled = [one["ppl_ratio_shuffled"] for one in rows if "ppl_ratio_shuffled" in one]
+    shares = [
+        f"{row[f'active_ratio_{scope}']:.1%}"
+        if f"active_ratio_{scope}" in row
+        else f"{active:.0%}"
+        if scope == "mlp"
+        else "–"
+        for scope in ("mlp", "blocks", "model")
+    ]
+    tokens = f"{row['tokens'] / 1e6:.1f} M" if "tokens" in row else "–"
+    name = f"{method} ({told})" if told else method
+    cells = [
+        name,
+        widths if method != "oracle" else "–",
+        *shares,
+        f"{mean:.3f}{spread}",
+        f"{statistics.mean(one['kl'] for one in rows):.3f}",
+        f"{statistics.mean(shuffled):.2f}" if shuffled else "–",
+        tokens,
+    ]
+    return f"| {' | '.join(cells)} |"

@@ -1,0 +1,52 @@
+"""The table of pruning in the README, from results/prune.jsonl; `benchmarks/readme.py` writes it."""
+
+import statistics
+from typing import Any
+
+Rows = list[dict[str, Any]]
+
+
+def prune(rows: Rows) -> str:
+    """Every method at every budget beside the unpruned network, the mean over seeds."""
+    first = rows[0]
+    machine, training = first["provenance"]["machine"], first["training"]
+    lines = [
+        f"`benchmarks/prune.py`, {first['images']}, {machine.get('gpu') or machine['cpu']}, batches of "
+        f"{training['batch_size']}, {training['precision']}: accuracy of the *small* network on all "
+        f"{first['test_images']:,} test images after the last epoch, mean ± sd over seeds (n); training time in "
+        "that of the unpruned network; forward pass in float32, small against whole.",
+        "",
+        "| network, epochs | method | FLOPs kept | parameters kept | accuracy | training time | batch 1 | batch 256 |",
+        "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    for key in dict.fromkeys((row["network"], row["epochs"]) for row in rows):
+        here = [row for row in rows if (row["network"], row["epochs"]) == key]
+        whole = [row["seconds"] for row in here if row["method"] == "unpruned"]
+        runs = dict.fromkeys(row["run"].rpartition(":")[0] for row in here)
+        order = sorted(runs, key=lambda run: (-_of(here, run)[0]["flops_ratio"], -_accuracy(_of(here, run))[0]))
+        lines += [_line(key, _of(here, run), whole) for run in order]
+    return "\n".join(lines)
+
+
+def _of(rows: Rows, run: str) -> Rows:
+    return [row for row in rows if row["run"].rpartition(":")[0] == run]
+
+
+def _accuracy(rows: Rows) -> tuple[float, float]:
+    values = [100 * row["accuracy"] for row in rows]
+    return statistics.mean(values), statistics.stdev(values) if len(values) > 1 else 0.0
+
+
+def _line(key: tuple[str, int], rows: Rows, whole: list[float]) -> str:
+    mean, spread = _accuracy(rows)
+    row = rows[0]
+    method = row["run"].split(":")[1].replace(",", ", ")
+    share = f"{statistics.mean(r['seconds'] for r in rows) / statistics.mean(whole):.2f}" if whole else "–"
+    params = row["params_after"] / row["params_before"]
+    told = f"{mean:.2f}" + (f" ± {spread:.2f}" if len(rows) > 1 else "") + f" ({len(rows)})"
+    times = [
+        f"{statistics.median(r[name]['after'] / r[name]['before'] for r in rows):.2f}"
+        for name in ("latency_ms_single", "latency_ms")
+    ]
+    cells = [f"{key[0]}, {key[1]}", method, f"{row['flops_ratio']:.1%}", f"{params:.1%}", told, share, *times]
+    return f"| {' | '.join(cells)} |"

@@ -1,0 +1,52 @@
+"""The divergence in pieces equals the whole one, value and gradient, and counts every position."""
+
+import pytest
+import torch
+from torch import nn
+
+from thrifty.moe.distill import divergence, hidden_states
+
+
+def whole(student: torch.Tensor, teacher: torch.Tensor, head: nn.Linear) -> torch.Tensor:
+    wanted, scores = (head(states).log_softmax(-1) for states in (teacher, student))
+    return (wanted.exp() * (wanted - scores)).sum(-1).mean()
+
+
+@pytest.mark.parametrize("piece", [1, 7, 64])
+@pytest.mark.parametrize("has_bias", [True, False])
+def test_pieces_give_the_value_and_the_gradient_of_the_whole(piece: int, has_bias: bool) -> None:
+    head = nn.Linear(8, 31, bias=has_bias).requires_grad_(False)
+    teacher = torch.randn(2, 10, 8)
+    one = torch.randn(2, 10, 8, requires_grad=True)
+    two = one.detach().clone().requires_grad_()
+    got, wanted = divergence(one, teacher, head, piece), whole(two, teacher, head)
+    (3 * got).backward()
+    (3 * wanted).backward()
+    assert got.item() == pytest.approx(wanted.item(), rel=1e-5)
+    assert torch.allclose(one.grad, two.grad, atol=1e-6)
+
+
+def test_a_student_that_equals_the_teacher_has_no_divergence_and_no_gradient() -> None:
+    head = nn.Linear(8, 31)
+    states = torch.randn(5, 8, requires_grad=True)
+    value = divergence(states, states.detach(), head)
+    value.backward()
+    assert value.item() == pytest.approx(0, abs=1e-6)
+    assert states.grad.abs().max() < 1e-6
+
+
+def test_no_position_is_left_out(job) -> None:
+    """The released code drops tokens that equal the padding, which may be the end of a text: a token like any other."""
+    padding = torch.full((1, 8), job.model.config.pad_token_id)
+    states = hidden_states(job.model, padding)
+    other = states + torch.randn_like(states)
+    head = job.model.get_output_embeddings()
+    got = divergence(other, states, head).item()
+    assert got == pytest.approx(whole(other, states, head).item(), rel=1e-4)
+    assert got > 0
+
+
+def test_hidden_states_are_what_the_head_reads(job) -> None:
+    ids = job.corpus.held_out
+    logits = job.model.get_output_embeddings()(hidden_states(job.model, ids))
+    assert torch.equal(logits, job.model(ids).logits)

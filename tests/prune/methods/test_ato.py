@@ -1,0 +1,94 @@
+"""ATO's recipes, its settings, and what it keeps."""
+
+import pytest
+import torch
+from conftest import fresh
+
+from thrifty.errors import SettingError
+from thrifty.prune.job import PruneJob
+from thrifty.prune.methods.ato import Ato
+from thrifty.prune.run import Run
+
+
+def sizes_of(method: Ato, job: PruneJob, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many parameters the network has in each step."""
+    sizes, step = [], Run.step
+
+    def counted(run: Run, *given):
+        sizes.append(sum(one.numel() for one in run.model.parameters()))
+        return step(run, *given)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Run, "step", counted)
+        method.plan(job)
+    return sizes
+
+
+def test_the_improved_network_is_small_from_the_end_of_the_shrink_phase(made_job: PruneJob, monkeypatch) -> None:
+    sizes = sizes_of(Ato(shrink=0.5), fresh(made_job), monkeypatch)
+    assert set(sizes[: len(sizes) // 2]) == {sizes[0]}
+    assert set(sizes[len(sizes) // 2 :]) == {sizes[-1]}
+    assert sizes[-1] < sizes[0]
+
+
+def test_the_published_network_is_whole_to_the_end(made_job: PruneJob, monkeypatch) -> None:
+    assert len(set(sizes_of(Ato(recipe="published"), fresh(made_job), monkeypatch))) == 1
+
+
+def test_the_published_recipe_has_the_published_numbers() -> None:
+    one = Ato(recipe="published")
+    phases, search = one._phases(), one._search(1000)
+    assert (phases.every, phases.strength, phases.strength_after) == (20, 10, 1000)
+    assert (phases.warm_up, phases.search, phases.late) == (0.1, 0.5, 0.2)  # of 245 epochs: 25, 124, 50
+    assert (search.temperature, search.offset, search.strength, search.learning_rate) == (0.4, 3.0, 8.0, 1e-3)
+    assert search.is_soft
+    assert not search.is_annealed
+
+
+def test_a_search_of_few_steps_takes_longer_ones() -> None:
+    assert Ato()._search(400).learning_rate == pytest.approx(1e-3)
+    assert Ato()._search(100).learning_rate == pytest.approx(4e-3)
+    assert Ato()._search(4000).learning_rate == pytest.approx(1e-3)
+
+
+def test_the_held_out_images_are_trained_on_only_after_the_cut(made_job: PruneJob, monkeypatch) -> None:
+    seen, step = [], Run.step
+
+    def noted(run: Run, *given):
+        result = step(run, *given)
+        held = set(run.holdout.tolist())
+        seen.append((run.keep is not None, bool(held & set(run.epoch_draw[:, 0].tolist()))))
+        return result
+
+    monkeypatch.setattr(Run, "step", noted)
+    Ato(search=0.4, shrink=0.5).plan(fresh(made_job))
+    assert not any(is_seen for is_cut, is_seen in seen if not is_cut)
+    assert seen[-1] == (True, True)
+
+
+@pytest.mark.parametrize("wrong", [{"warm_up": 0.5}, {"shrink": 0.2}, {"averaging": 1.0}, {"search": 1.5}])
+def test_settings_that_make_no_sense_are_refused(wrong: dict) -> None:
+    with pytest.raises(SettingError):
+        Ato(**wrong)
+
+
+@pytest.mark.slow
+def test_what_is_kept_is_better_than_what_chance_keeps(few_digits) -> None:
+    """Of every group half of the channels are cut off from what reads them, for good: those must go."""
+    from thrifty.prune.models import ResNet
+    from thrifty.prune.training import Training
+
+    torch.manual_seed(0)
+    training = Training(epochs=12, batch_size=32, learning_rate=0.1, holdout=0.2)
+    job = PruneJob.of(ResNet([1, 1], [12, 16]), few_digits, "flops=60%", training)
+    dead = {}
+    for group in job.groups:
+        dead[group.name] = torch.arange(group.size) % 2 == 0
+        block = job.model.get_submodule(group.name.rpartition(".")[0])
+        block.conv2.weight.register_hook(lambda gradient, one=dead[group.name]: gradient * (~one)[None, :, None, None])
+        with torch.no_grad():
+            block.conv2.weight[:, dead[group.name]] = 0
+    keep = Ato().plan(job).keep
+    wrongly = sum(float(keep[name][one].sum()) for name, one in dead.items())
+    rightly = sum(float(keep[name][~one].sum()) for name, one in dead.items())
+    assert rightly > 2 * wrongly

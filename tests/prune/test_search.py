@@ -1,0 +1,89 @@
+"""The controller learns what to keep: it meets the budget, prefers what matters, and repeats."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from thrifty.budget import Budget
+from thrifty.prune.layout import Layout
+from thrifty.prune.search import Search, SearchSettings
+
+LAYOUT = Layout({"a": 8, "b": 8})
+BUDGET = Budget(lambda keep: 3 * keep["a"].sum().double() + keep["b"].sum().double(), 16.0, "channels")
+CPU = torch.device("cpu")
+
+
+def searched(settings: SearchSettings, num_steps: int = 150, seed: int = 0) -> Search:
+    """A search where the first four parts of each group matter and the others do not."""
+    search = Search(LAYOUT, BUDGET, settings, CPU, seed)
+
+    def task_loss(gates):
+        return sum((1 - gate[:4]).sum() for gate in gates.values())
+
+    for number in range(num_steps):
+        search.step(task_loss, number / num_steps)
+    return search
+
+
+def test_at_first_everything_is_kept() -> None:
+    search = Search(LAYOUT, BUDGET, SearchSettings(), CPU, 0)
+    assert search.mask().sum() == 16
+    assert search.whole_cost == 32
+
+
+@pytest.mark.parametrize("settings", [SearchSettings(), SearchSettings(is_annealed=False, is_soft=True, averaging=0.0)])
+def test_what_matters_is_kept_and_the_budget_is_met(settings: SearchSettings) -> None:
+    search = searched(replace(settings, learning_rate=3e-3))
+    kept = LAYOUT.named(search.mask())
+    assert BUDGET.spent(kept) == pytest.approx(16, abs=3)
+    assert all(part[:4].sum() >= 3 and part[4:].sum() <= 2 for part in kept.values())
+
+
+def test_the_limit_falls_from_the_whole_network_to_the_budget() -> None:
+    search = Search(LAYOUT, BUDGET, SearchSettings(), CPU, 0)
+    limits = [search.limit_at(progress / 10) for progress in range(11)]
+    assert limits[0] == pytest.approx(32)
+    assert limits == sorted(limits, reverse=True)
+    assert limits[7:] == pytest.approx([16] * 4)
+    assert Search(LAYOUT, BUDGET, SearchSettings(is_annealed=False), CPU, 0).limit_at(0.0) == 16
+
+
+def test_a_search_repeats_with_its_seed_and_goes_on_from_its_state() -> None:
+    whole = searched(SearchSettings(), 20)
+    assert torch.equal(searched(SearchSettings(), 20).average, whole.average)
+    assert not torch.equal(searched(SearchSettings(), 20, seed=1).average, whole.average)
+    half = searched(SearchSettings(), 10)
+    again = Search(LAYOUT, BUDGET, SearchSettings(), CPU, 0)
+    again.load_state_dict(half.state_dict())
+    for number in range(10, 20):
+        again.step(lambda gates: sum((1 - gate[:4]).sum() for gate in gates.values()), number / 20)
+    other = Search(LAYOUT, BUDGET, SearchSettings(), CPU, 0)
+    for number in range(20):
+        other.step(lambda gates: sum((1 - gate[:4]).sum() for gate in gates.values()), number / 20)
+    assert torch.equal(again.average, other.average)
+
+
+def test_no_mask_empties_a_group() -> None:
+    search = Search(LAYOUT, BUDGET, SearchSettings(), CPU, 0)
+    search.average = torch.full((16,), -50.0)
+    search.average[11] = -49.0
+    kept = LAYOUT.named(search.mask())
+    assert [part.sum() for part in kept.values()] == [1, 1]
+    assert kept["b"][3] == 1
+
+
+def test_within_the_dead_zone_the_budget_pulls_no_more() -> None:
+    settings = SearchSettings(dead_zone=0.05)
+    search = Search(LAYOUT, BUDGET, settings, CPU, 0)
+    for share, pulls in ((0.5, False), (0.52, False), (0.7, True)):
+        keep = {name: torch.full((8,), share, requires_grad=True) for name in ("a", "b")}
+        gradient = torch.autograd.grad(search._penalty(keep, 16.0), keep["a"])[0]
+        assert bool(gradient.abs().sum() > 0) == pulls
+
+
+def test_the_gradient_of_the_weights_is_left_alone() -> None:
+    weight = torch.ones(8, requires_grad=True)
+    search = Search(LAYOUT, BUDGET, SearchSettings(), CPU, 0)
+    search.step(lambda gates: (weight * gates["a"]).sum(), 0.0)
+    assert weight.grad is None

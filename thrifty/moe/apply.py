@@ -1,0 +1,189 @@
+"""Turn a plan into a model: checked against the dense one with masks, and written whole or not at all."""
+
+import copy
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Int
+from torch import Tensor, nn
+
+from thrifty.errors import ModelError, OutputError, SettingError
+from thrifty.files import new_folder
+from thrifty.moe import layout as tomoe
+from thrifty.moe import standard
+from thrifty.moe.masking import check, masked, router_of
+from thrifty.moe.sites import found
+from thrifty.plan import Plan
+
+Layout = Literal["standard", "tomoe"]
+LAYOUTS: tuple[Layout, ...] = ("standard", "tomoe")
+TOLERANCE = 1e-3
+"""Largest difference of logits between masked and exported, as a share of the largest logit, in float32."""
+_TIE = 1e-5
+_SEQUENCES = ((1, 64), (2, 48), (4, 16))
+"""Rows and tokens of the random token sequences on which both are compared."""
+
+
+@dataclass(frozen=True)
+class Difference:
+    """How far the exported model is from the masked one: of the logits, in float32, over `positions` positions."""
+
+    largest: float
+    largest_logit: float
+    positions: int
+
+    @property
+    def is_small(self) -> bool:
+        """Whether it is no more than rounding."""
+        return self.largest <= TOLERANCE * self.largest_logit
+
+
+def apply(plan: Plan, model: Any, layout: Layout = "standard") -> Any:
+    """The model that `plan` asks for, in eval mode, on the device and in the type of `model`, which stays as it is.
+
+    Raises `SettingError` where the plan does not fit the model or the layout, and `ModelError` where the result does
+    not compute what the dense model with masks computes.
+    """
+    return applied(plan, model, layout)[0]
+
+
+def applied(plan: Plan, model: Any, layout: Layout = "standard") -> tuple[Any, Difference]:
+    """As `apply`, with the difference that was found."""
+    made = build(plan, model, layout)
+    difference = compare(plan, model, made)
+    if not difference.is_small:
+        raise ModelError(
+            f"the exported model differs from the masked one by {difference.largest:.3g} in logits up to "
+            f"{difference.largest_logit:.3g}; nothing is written; please report this with the plan"
+        )
+    return made, difference
+
+
+def build(plan: Plan, model: Any, layout: str = "standard") -> Any:
+    """As `apply`, without the comparison."""
+    check(plan, found(model))
+    if layout not in LAYOUTS:
+        raise SettingError(f"layout {layout}; use one of {', '.join(LAYOUTS)}")
+    return (standard if layout == "standard" else tomoe).build(plan, model)
+
+
+def compare(plan: Plan, model: Any, made: Any, seed: int = 0) -> Difference:
+    """Logits of `made` against those of `model` with the masks of `plan`, both in float32, on random tokens.
+
+    Where two experts tie within rounding, which one is taken is open: a row is compared up to its first such token.
+    """
+    dense, made = (_in_float32(one) for one in (model, made))
+    generator = torch.Generator().manual_seed(seed)
+    device = next(dense.parameters()).device
+    rounded = _rounded(plan, model, made)
+    largest, largest_logit, positions = 0.0, 0.0, 0
+    for rows, length in _SEQUENCES:
+        tokens = torch.randint(0, model.config.vocab_size, (rows, length), generator=generator).to(device)
+        with torch.inference_mode(), masked(dense, rounded), _Ties(rounded, dense, rows, length) as ties:
+            wanted = dense(input_ids=tokens, use_cache=False).logits
+            count = ties.compared()
+        with torch.inference_mode():
+            got = made(input_ids=tokens, use_cache=False).logits
+        is_compared = (torch.arange(length)[None] < count[:, None]).to(device)
+        gap = (got - wanted).abs().amax(-1)[is_compared]
+        finite = bool(gap.isfinite().all()) and bool(wanted.isfinite().all())
+        largest = max(largest, float(gap.max()) if len(gap) else 0.0) if finite else float("inf")
+        largest_logit = max(largest_logit, float(wanted.abs().max()))
+        positions += int(is_compared.sum())
+    if positions < sum(rows * length for rows, length in _SEQUENCES) // 8:
+        largest = float("inf")  # experts tie nearly everywhere: nothing has been shown
+    return Difference(largest, largest_logit, positions)
+
+
+def save(model: Any, folder: Path, tokenizer: Any = None) -> None:
+    """Write `model` and its tokenizer as a folder that appears whole or not at all.
+
+    Raises `OutputError` where the folder is there already, cannot be written to, or the disk is full.
+    """
+    import transformers
+    from safetensors import SafetensorError
+
+    transformers.utils.logging.disable_progress_bar()
+    with new_folder(folder) as temporary:
+        try:
+            model.save_pretrained(temporary)
+            if tokenizer is not None:
+                tokenizer.save_pretrained(temporary)
+        except SafetensorError as error:
+            raise OutputError(f"cannot write {folder}: {error}") from error
+
+
+def load(folder: Path, dtype: torch.dtype | None = None, device: str = "cpu") -> Any:
+    """Load a folder of either layout, with experts that run as `thrifty.moe.experts` runs them.
+
+    Raises `ModelError` where it cannot be loaded.
+    """
+    import transformers
+
+    from thrifty.moe.stock_experts import IMPLEMENTATION, register_experts
+
+    transformers.utils.logging.disable_progress_bar()
+    tomoe.register()
+    register_experts()
+    try:
+        model = transformers.AutoModelForCausalLM.from_pretrained(
+            folder, dtype=dtype or "auto", local_files_only=True, use_safetensors=True
+        )
+    except (OSError, ValueError, RuntimeError, KeyError) as error:
+        raise ModelError(f"cannot load {folder}: {str(error).splitlines()[0]}") from error
+    if hasattr(model.config, "num_local_experts") or hasattr(model.config, "num_experts"):
+        model.set_experts_implementation(IMPLEMENTATION)
+    return nn.Module.to(model, torch.device(device)).eval()
+
+
+def _in_float32(model: Any) -> Any:
+    if all(parameter.dtype == torch.float32 for parameter in model.parameters()):
+        return model
+    return copy.deepcopy(model).float()
+
+
+def _rounded(plan: Plan, model: Any, made: Any) -> Plan:
+    """The plan with its routers as the exported model holds them: stock classes keep them in the model's type."""
+    if getattr(made.config, "model_type", "").startswith(tomoe.PREFIX):
+        return plan
+    dtype = next(model.parameters()).dtype
+    evidence = {name: value.to(dtype).float() if name.endswith(".router") else value
+                for name, value in plan.evidence.items()}  # fmt: skip
+    return Plan(plan.method, plan.keep, evidence)
+
+
+class _Ties:
+    """Watches the routers of a masked model: `compared` says up to which token of each row no two experts tied."""
+
+    def __init__(self, plan: Plan, model: Any, rows: int, length: int) -> None:
+        self._first = torch.full((rows,), length)
+        self._shape = (rows, length)
+        self._handles = []
+        self._routers = []
+        for site in found(model):
+            router = router_of(plan, site) if site.name in plan.keep else None
+            if router is not None:
+                self._routers.append((site.mlp, router.to(site.up.weight.device)))
+
+    def __enter__(self) -> "_Ties":
+        for module, router in self._routers:
+            self._handles.append(
+                module.register_forward_pre_hook(lambda m, x, router=router: self._watch(router, x[0]))
+            )
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for handle in self._handles:
+            handle.remove()
+
+    def _watch(self, router: Tensor, x: Tensor) -> None:
+        best = (x.float() @ router.T).topk(2, dim=-1).values
+        scale = x.float().norm(dim=-1) * router.norm(dim=-1).max()
+        is_tie = (best[..., 0] - best[..., 1] <= _TIE * scale).view(self._shape).cpu()
+        first = torch.where(is_tie.any(1), is_tie.int().argmax(1), self._shape[1])
+        self._first = torch.minimum(self._first, first)
+
+    def compared(self) -> Int[Tensor, " rows"]:
+        return self._first
