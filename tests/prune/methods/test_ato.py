@@ -1,14 +1,20 @@
 """ATO's recipes, its settings, and what it keeps."""
 
+from dataclasses import replace
+
 import pytest
 import torch
-from conftest import fresh
+from conftest import QUICK, fresh
 from torch import nn
 
 from thrifty.errors import SettingError
 from thrifty.prune import images
-from thrifty.prune.job import PruneJob
+from thrifty.prune.apply import apply
+from thrifty.prune.evaluate import largest_difference
+from thrifty.prune.gating import masked
+from thrifty.prune.job import PruneJob, example_of
 from thrifty.prune.methods.ato import Ato
+from thrifty.prune.models import ResNet
 from thrifty.prune.run import Run
 from thrifty.prune.training import Training
 
@@ -100,3 +106,16 @@ def test_channels_that_come_to_nothing_go() -> None:
     keep = Ato().plan(PruneJob.of(Half(), found, "flops=40%", training)).keep
     assert sum(float(one[1::2].sum()) for one in keep.values()) >= 13  # of 14 that matter
     assert sum(float(one[0::2].sum()) for one in keep.values()) <= 6  # of 14 that do not; the budget has room for some
+
+
+def test_residual_streams_shrink_only_where_asked(few_digits) -> None:
+    torch.manual_seed(0)
+    job = PruneJob.of(ResNet([2], [8]), few_digits, "flops=40%", QUICK, residual=True)
+    streams = {group.name for group in job.groups if group.is_residual}
+    assert streams
+    assert not streams & {group.name for group in replace(job, residual=False).groups}
+    plan = Ato().plan(job)
+    assert any(plan.keep[name].sum() < plan.keep[name].numel() for name in streams)
+    small = apply(plan, job.model, job.coupling)
+    with masked(job.model, job.groups, plan.keep):
+        assert largest_difference(small, job.model, example_of(job.images)) < 1e-5
