@@ -1,7 +1,7 @@
 """What each setting beyond the papers buys: ablations of `Hack` at the bytes of the published one, and KIVI.
 
-    python benchmarks/kv_quality.py [--device cuda] [--text wikitext-2-test] [--windows 1000] [--batch 16]
-        [--out results/kv_quality.jsonl] [--only LABEL ...]
+    python benchmarks/kv_quality.py [--device cuda] [--text wikitext-2-test] [--windows 1000] [--window 2048]
+        [--batch 16] [--passkeys 1024 2048 4096] [--out results/kv_quality.jsonl] [--only LABEL ...]
 
 One JSON line a row: `settings`, perplexity, its ratio to the plain cache, KL divergence and top-1 agreement as in
 `thrifty kv --json`, every query reading what a token-by-token run would show it, windows in batches; bytes of a
@@ -13,7 +13,7 @@ import json
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -22,6 +22,7 @@ from transformers import Cache, DynamicCache
 from thrifty import data, llm
 from thrifty.kv import compare, measure
 from thrifty.kv.blocks import HeadShape
+from thrifty.kv.codecs.ems import Ems
 from thrifty.kv.codecs.hack import Hack
 from thrifty.kv.codecs.kivi import Kivi
 from thrifty.kv.methods.sensitivity import Sensitivity
@@ -46,10 +47,18 @@ UNIFORM: dict[str, Any] = {
     "hack 4/4 + both, no sums": Hack(k_bits=4, v_bits=4, **NEW),
     "kivi 4/4, groups of 64": Kivi(k_bits=4, v_bits=4, group=64, residual=64),
 }
-MIXED = {  # as many bytes as this published codec
-    "hack by layer at the bytes of hack 2/2": Hack(),
-    "hack by layer at the bytes of hack 4/2": Hack(k_bits=4),
-    "hack by layer at the bytes of hack 4/4": Hack(k_bits=4, v_bits=4),
+MERGED: dict[str, Any] = {  # fewer tokens at more bits: about as many bytes as 2/2, 4/2, 4/2, 4/4; and fewer
+    "hack 4/4, half the tokens": Ems("finest"),
+    "hack 4/4, three quarters of the tokens": Ems("finest", unit=256, kept=192),
+    "hack 8/4, half the tokens": Ems("finest", k_bits=8),
+    "hack 8/8, half the tokens": Ems("finest", k_bits=8, v_bits=8),
+    "hack 4/2, half the tokens": Ems("balanced"),
+    "hack 2/2, half the tokens": Ems("smallest"),
+}
+MIXED: dict[str, tuple[Literal["layer", "head"], Hack]] = {  # as many bytes as this published codec
+    f"hack by {by} at the bytes of hack {codec.k_bits}/{codec.v_bits}": (by, codec)
+    for codec in (Hack(), Hack(k_bits=4), Hack(k_bits=4, v_bits=4))
+    for by in ("layer", "head")
 }
 
 
@@ -57,14 +66,15 @@ def entries(language: llm.LanguageModel, only: list[str]) -> dict[str, compare.E
     """The rows, each with a plan."""
     found = {}
     layers, heads, width = llm.attention_shape(language.model)
-    for label in only or [*MIXED, *UNIFORM]:
+    for label in only or [*MIXED, *UNIFORM, *MERGED]:
         if label in MIXED:
-            keep = str(layers * MIXED[label].bytes_per_token(HeadShape(heads, width), 2048))
-            method = Sensitivity(text="books")
+            by, codec = MIXED[label]
+            keep = str(layers * codec.bytes_per_token(HeadShape(heads, width), 2048))
+            method = Sensitivity(by=by, text="books")
             found[label] = compare.entry(language, "hack", Hack(**NEW), method, keep)
         else:
-            kind = type(UNIFORM[label]).__name__.lower()
-            found[label] = compare.entry(language, kind, UNIFORM[label], Uniform())
+            codec = (UNIFORM | MERGED)[label]
+            found[label] = compare.entry(language, type(codec).__name__.lower(), codec, Uniform())
     return found
 
 
@@ -93,13 +103,22 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--text", default="wikitext-2-test")
     parser.add_argument("--windows", type=int, default=1000)
+    parser.add_argument("--window", type=int, default=2048)
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--only", nargs="*", default=[])
+    parser.add_argument("--passkeys", type=int, nargs="*", default=[], help="lengths of prompts that hide a number")
     parser.add_argument("--out", type=Path, default=Path("results/kv_quality.jsonl"))
     arguments = parser.parse_args()
     start = time.perf_counter()
     language = llm.load(arguments.model, device=arguments.device)
-    protocol = measure.Protocol(windows=arguments.windows)
+    lengths = tuple(sorted({512, 2048, 8192, arguments.window}))
+    protocol = measure.Protocol(
+        arguments.windows,
+        arguments.window,
+        passkey_tokens=tuple(arguments.passkeys),
+        contexts=lengths,
+        ratio_context=arguments.window,
+    )
     windows = measure.windows_of(language, data.text(arguments.text), arguments.text, protocol)
 
     def plain_cache() -> Cache:
@@ -109,15 +128,19 @@ def main() -> None:
     about = {"text": arguments.text, "windows": len(windows), "window": protocol.window, "model": language.name}
     about["command"] = " ".join(sys.argv)
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    for label in arguments.only or [*MIXED, *UNIFORM]:
+    for label in arguments.only or [*MIXED, *UNIFORM, *MERGED]:
         one = entries(language, [label])[label]
         found, _ = tally(language.model, windows, hidden, one.make, arguments.batch)
         row = {"codec": one.codec, "label": label, "settings": one.settings()} | found.row(plain)
         row |= measure.sizes(language, {label: one.make}, protocol)[label] | about
-        row["bits"] = {name: int(kept[0]) for name, kept in one.plan.keep.items()}
+        if arguments.passkeys:
+            row |= measure.recall(language, {label: one.make}, protocol)[label]
+        row["bits"] = {name: kept.tolist() for name, kept in one.plan.keep.items()}
         with arguments.out.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
         shown = f"{row['ppl_ratio']:.4f} +- {row['ppl_ratio_error']:.4f}  KL {row['kl']:.4f}  {row['top1']:.1%}"
+        if arguments.passkeys:
+            shown += f"  passkeys {row['passkey']:.0%}, plain {row['passkey_plain']:.0%}"
         print(f"{label:42s} {row['bytes_ratio']:.2%}  {shown}  {time.perf_counter() - start:.0f} s", flush=True)
 
 

@@ -111,7 +111,7 @@ class Bench:
             every = given | changes | {"seed": one["seed"]}
             return MoeJob.of(self.language.model, corpus, one["active"], scope, one["widths"], **every)
 
-        learns = "settle" in {field.name for field in dataclasses.fields(kind)}
+        learns = "anneal" in {field.name for field in dataclasses.fields(kind)}
         if seconds is not None and learns:
             given["steps"] = self.steps_within(method, job, seconds)
         asked = job()

@@ -5,8 +5,8 @@
         --runs resnet18:unpruned:1:0 resnet18:ato:0.2:0 resnet56:ato:0.45:0 resnet56:ato,recipe=published:0.45:0
 
 A run is NETWORK:METHOD[,FIELD=VALUE...]:SHARE OF FLOPS:SEED. On each GPU runs ResNet-18 alone, or as many of the
-other networks as `--per-gpu` says. A run that is stopped by `--minutes` keeps its state in `--state`; the same command goes on
-with it, and leaves out what is in `--out` already. Data comes through THRIFTY_DATA, or in parts that are joined here:
+other networks as `--per-gpu` says. A run that is stopped by `--minutes` keeps its state in `--state`; the same command
+goes on with it, and leaves out what is in `--out` already. Data comes through THRIFTY_DATA, or in parts, to be joined:
 
     split -b 60M cifar10/train.npz cifar10/train.npz.        (makes train.npz.aa and train.npz.ab)
     python benchmarks/prune.py --parts cifar10 ...            (a folder with test.npz and the parts)
@@ -80,7 +80,9 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=60, help="for the probe, of each network")
     parser.add_argument("--epochs", type=int, default=100)
     parser.add_argument("--train", nargs="*", default=[], metavar="FIELD=VALUE", help="of every run")
-    parser.add_argument("--round-to", nargs="*", default=["resnet18=8"], metavar="NETWORK=N")
+    rounds = ["resnet18=8", "resnet56=8"]  # other widths are slow on a GPU
+    parser.add_argument("--round-to", nargs="*", default=rounds, metavar="NETWORK=N", help="widths are multiples of N")
+    parser.add_argument("--residual", nargs="*", default=["resnet18"], help="networks whose streams shrink as well")
     parser.add_argument("--data", default="cifar10")
     parser.add_argument("--num-train", type=int)
     parser.add_argument("--parts", type=Path, help="folder with test.npz and train.npz.*")
@@ -96,7 +98,11 @@ def main() -> None:
     if arguments.one and arguments.probe:
         probe(arguments.one, arguments)
     elif arguments.one:
-        train_one(Spec.of(arguments.one), arguments)
+        try:
+            train_one(Spec.of(arguments.one), arguments)
+        except KeyboardInterrupt:
+            print("stopped, the state is kept", flush=True)
+            sys.exit(130)
     elif arguments.probe:
         jobs = [command_of(name, number % arguments.gpus) for number, name in enumerate(arguments.networks)]
         for job in jobs:
@@ -202,6 +208,11 @@ def note(spec: Spec, status: int, arguments: argparse.Namespace) -> None:
     print(f"{spec.text}: stopped with status {status}: {text[-1] if text else ''}", flush=True)
 
 
+def round_of(network: str, arguments: argparse.Namespace) -> int:
+    """The widths of this network are multiples of it."""
+    return int(console.pairs_of(tuple(arguments.round_to), "--round-to").get(network, "1"))
+
+
 def training_of(arguments: argparse.Namespace, pairs: tuple[str, ...] = ()) -> Training:
     """The settings of every run."""
     chosen = {"precision": "bfloat16", "form": "graph", "epochs": str(arguments.epochs)}
@@ -221,7 +232,6 @@ def train_one(spec: Spec, arguments: argparse.Namespace) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     found = images.load(arguments.data, arguments.num_train)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    rounds = {name: int(count) for name, count in console.pairs_of(tuple(arguments.round_to), "--round-to").items()}
     job = PruneJob.of(
         model_of(spec.network, len(found.classes), spec.seed),
         found,
@@ -229,23 +239,25 @@ def train_one(spec: Spec, arguments: argparse.Namespace) -> None:
         training_of(arguments),
         seed=spec.seed,
         device=device,
-        round_to=rounds.get(spec.network, 1),
+        round_to=round_of(spec.network, arguments),
+        residual=spec.network in arguments.residual,
         folder=folder,
         resume=checkpoint.exists(folder),
         track=progress.silent,
     )
     method = spec.made()
-    try:
-        plan = method.plan(job)
-    except KeyboardInterrupt:
-        print("stopped, the state is kept", flush=True)
-        sys.exit(130)
+    plan = method.plan(job)
     outcome = outcome_of(method, plan, job, job.history[-1]["seconds"], batch=256)
     one = torch.randn(1, *found.shape, device=device)
     single = dict(zip(("before", "after"), evaluate.latencies_ms([job.model, outcome.small], one), strict=True))
     row = outcome.row | {"latency_ms_single": single}
     row |= {"run": spec.text, "network": spec.network, "method": spec.method.partition(",")[0]}
-    row |= {"training": settings.shown(job.training), "round_to": job.round_to, "phases": phases(job.history)}
+    row |= {
+        "training": settings.shown(job.training),
+        "round_to": job.round_to,
+        "residual": job.residual,
+        "phases": phases(job.history),
+    }
     whole = {"kind": "prune", **row, "provenance": provenance(" ".join(sys.argv), time.perf_counter() - start)}
     files.write_text(folder / "row.json", json.dumps(whole) + "\n")
 
@@ -276,8 +288,15 @@ def probe(network: str, arguments: argparse.Namespace) -> None:
     found = noise()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     keep = 0.2 if network == "resnet18" else 0.45
-    job = PruneJob.of(model_of(network, 10), found, f"flops={keep:%}", training_of(arguments), device=device)
-    job = replace(job, round_to=8 if network == "resnet18" else 1)
+    job = PruneJob.of(
+        model_of(network, 10),
+        found,
+        f"flops={keep:%}",
+        training_of(arguments),
+        device=device,
+        round_to=round_of(network, arguments),
+        residual=network in arguments.residual,
+    )
     for form in arguments.forms:
         for batch in arguments.batches:
             if time.monotonic() > deadline:

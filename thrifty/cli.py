@@ -55,7 +55,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 @cli.command()
 @click.option("--out", type=click.Path(path_type=Path), help="Folder of the report page. Default: thrifty-demo.")
-@click.option("--part", type=click.Choice(["all", "graph", "prune", "kv"]), default="all", show_default=True)
+@click.option("--part", type=click.Choice(["all", "graph", "prune", "moe", "kv"]), default="all", show_default=True)
 @console.OVERWRITE
 @console.JSON
 def demo(out: Path | None, part: str, overwrite: bool, json_file: Path | None) -> None:

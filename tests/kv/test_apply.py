@@ -5,6 +5,7 @@ import torch
 
 from thrifty.errors import SettingError
 from thrifty.kv.apply import apply
+from thrifty.kv.by_head import ByHead
 from thrifty.kv.codecs.hack import Hack
 from thrifty.kv.codecs.plain import Plain
 from thrifty.kv.job import KvJob
@@ -42,8 +43,15 @@ def test_a_plan_for_another_model_is_refused(llama, tiny):
             apply(Uniform().plan(KvJob.of(other, Hack())), job)
 
 
-def test_unequal_heads_in_a_layer_are_refused_by_name(llama):
+def test_unequal_heads_in_a_layer_are_held_by_head(llama):
     job = KvJob.of(llama, Hack())
     keep = {**Uniform().plan(job).keep, "layers.1.k": torch.tensor([2, 4])}
-    with pytest.raises(SettingError, match=r"layers\.1\.k: heads of one layer must have equal bits"):
+    codecs = [layer.codec for layer in apply(Plan("mine", keep), job).compressed]
+    assert codecs == [Hack(), ByHead(Hack(), (2, 4), (2, 2))]
+
+
+def test_only_some_heads_in_sixteen_bits_are_refused_by_name(llama):
+    job = KvJob.of(llama, Hack())
+    keep = {**Uniform().plan(job).keep, "layers.1.k": torch.tensor([2, 16])}
+    with pytest.raises(SettingError, match=r"layers\.1: all heads of a layer stay in 16 bits, or none"):
         apply(Plan("mine", keep), job)

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from thrifty.kv.quantise import pack, position_noise, quantise, quantise_operand, quantise_unbiased, unpack
 
-WIDTHS = (1, 2, 3, 4, 8)
+WIDTHS = (1, 2, 3, 4, 5, 6, 7, 8)
 
 
 @pytest.mark.parametrize("bits", WIDTHS)
@@ -44,6 +44,13 @@ def test_three_bits_are_a_plane_of_two_and_a_plane_of_one() -> None:
     packed = pack(codes, 3)
     assert torch.equal(packed[:10], pack(codes & 3, 2))
     assert torch.equal(packed[10:], pack(codes >> 2, 1))
+
+
+def test_widths_above_four_are_a_plane_of_four_and_the_rest() -> None:
+    codes = torch.randint(0, 128, (40,), dtype=torch.uint8)
+    packed = pack(codes, 7)
+    assert torch.equal(packed[:20], pack(codes & 15, 4))
+    assert torch.equal(packed[20:], pack(codes >> 4, 3))
 
 
 @pytest.mark.parametrize("bits", WIDTHS)

@@ -190,6 +190,33 @@ class ChunkCodec(Protocol):
         ...
 
 
+@runtime_checkable
+class PairCodec(Protocol):
+    """A codec that codes keys and values of the same tokens together; `closed` gives both alike, and `encode_k` and
+    `encode_v` are never called."""
+
+    def encode_pair(
+        self, k: Float[Tensor, "rows heads tokens d"], v: Float[Tensor, "rows heads tokens d"], start: int
+    ) -> tuple[Coded, Coded]:
+        """Codes of whole units of keys and of values, the first of which is token `start` of its row."""
+        ...
+
+
+@runtime_checkable
+class CountingCodec(Protocol):
+    """A codec whose closed tokens may each stand for several."""
+
+    def attend_counted(
+        self,
+        q: Float[Tensor, "rows q_heads queries d"],
+        blocks: "Blocks",
+        counts: Float[Tensor, "rows heads closed"],
+        scale: float,
+    ) -> Float[Tensor, "rows q_heads queries d"]:
+        """As `attend`, with closed token j there `counts[..., j]` times."""
+        ...
+
+
 @dataclass(frozen=True)
 class Blocks:
     """The keys and values of rows of one length in one layer."""
@@ -225,6 +252,11 @@ class Blocks:
     def close(self, codec: Codec, held_back: int = 0) -> "Blocks":
         """Turn into codes whatever is due at this length, or was due `held_back` tokens ago."""
         due_k, due_v = codec.closed(max(0, self.num_tokens - held_back))
+        sinks, closed, _ = self.k.lengths
+        if due_k > closed and isinstance(codec, PairCodec):
+            new = slice(0, due_k - closed)
+            k, v = codec.encode_pair(self.k.open[:, :, new], self.v.open[:, :, new], sinks + closed)
+            return Blocks(self.k.close(due_k, lambda *_: k), self.v.close(due_v, lambda *_: v))
         return Blocks(self.k.close(due_k, codec.encode_k), self.v.close(due_v, codec.encode_v))
 
     def crop(self, length: int, codec: Codec) -> "Blocks":

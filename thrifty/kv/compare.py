@@ -1,6 +1,6 @@
 """Measure codecs against the plain cache in one run, and make a report of it."""
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import Field, dataclass, fields, replace
 from typing import Any
 
 from torch import Tensor
@@ -36,8 +36,7 @@ class Entry:
         words = [self.codec]
         for one in fields(chosen):
             value = getattr(chosen, one.name)
-            usual = getattr(replace(chosen, **{one.name: one.default}), one.name)
-            if value != usual and one.name not in ("k_bits", "v_bits"):
+            if value != _usual(chosen, one) and one.name not in ("k_bits", "v_bits"):
                 words.append(value if isinstance(value, str) else f"{one.name}={value}")
         if has_bits(chosen):
             words.append(", ".join(f"{k}/{v}" for k, v in sorted(self._bits())))
@@ -187,6 +186,14 @@ def notes(row: dict[str, Any]) -> list[str]:
         "Tokens per second: greedy decoding of one sequence after "
         f"{row.get('speed_context', '–')} tokens, median step, caches taking turns.",
     ]
+
+
+def _usual(chosen: Any, setting: Field) -> Any:
+    """What a setting would be if only the others were given."""
+    try:
+        return getattr(replace(chosen, **{setting.name: setting.default}), setting.name)
+    except SettingError:  # it goes with another setting that was changed
+        return setting.default
 
 
 def _short(tokens: str | int) -> str:

@@ -45,7 +45,7 @@ class Protocol:
 
 
 def windows_of(language: LanguageModel, text: str, name: str, protocol: Protocol) -> Tensor:
-    """The first `windows` non-overlapping windows of `text` as token ids [windows, window]; see thrifty.perplexity."""
+    """The first `windows` non-overlapping windows of `text` as token ids [windows, window]."""
     return perplexity.windows_of(language, text, name, protocol.windows, protocol.window)
 
 

@@ -6,7 +6,7 @@ preset stands wherever a codec does (`--codec balanced`), and its settings can b
 
 from typing import Any
 
-from thrifty import catalogue, settings
+from thrifty import catalogue, console, settings
 from thrifty.errors import SettingError
 
 _UNBIASED = {"fit": "unbiased", "rotation": "all", "summation_elimination": "false"}
@@ -21,10 +21,12 @@ PRESETS: dict[str, tuple[str, dict[str, str]]] = {
 def codec_of(name: str, changes: dict[str, str] | None = None) -> Any:
     """The codec or preset called `name`, with `changes` to its settings. Raises `SettingError` listing what there is.
 
-    `codec_of("balanced", {"sinks": "8"})` is the preset with 8 sinks.
+    `codec_of("balanced", {"sinks": "8"})`, or `codec_of("balanced:sinks=8")`, is the preset with 8 sinks.
     """
+    name, _, texts = name.partition(":")
     codec = kind_of(name)
-    return codec(**settings.read(codec, PRESETS.get(name, ("", {}))[1] | (changes or {})))
+    written = console.pairs_of(tuple(text for text in texts.split(",") if text), f"{name}:")
+    return codec(**settings.read(codec, PRESETS.get(name, ("", {}))[1] | written | (changes or {})))
 
 
 def kind_of(name: str) -> type:

@@ -88,13 +88,13 @@ def quantise_operand(x: Float[Tensor, "..."], dim: int) -> tuple[Tensor, Tensor,
 def pack(codes: UInt8[Tensor, "... values"], bits: int) -> UInt8[Tensor, "... bytes"]:
     """Pack codes along the last axis, a multiple of 8 long, into `bits` / 8 bytes each.
 
-    Code i of 1, 2 or 4 bits starts at bit `bits * i` (little-endian). Three bits are two planes, all the two low bits
-    and then all the high ones, so that one shift and one mask unpack any width.
+    Code i of 1, 2 or 4 bits starts at bit `bits * i` (little-endian). Other widths are planes, all the four or two low
+    bits and then all the rest, so that one shift and one mask unpack any width.
     """
     if bits == 8:
         return codes.contiguous()
-    if bits == 3:
-        return torch.cat([pack(codes & 3, 2), pack(codes >> 2, 1)], -1)
+    if low := _low_plane(bits):
+        return torch.cat([pack(codes & (2**low - 1), low), pack(codes >> low, bits - low)], -1)
     fields = codes.unflatten(-1, (-1, 8 // bits))
     packed = fields[..., 0].clone()
     for index in range(1, 8 // bits):
@@ -106,11 +106,16 @@ def unpack(packed: UInt8[Tensor, "... bytes"], bits: int) -> UInt8[Tensor, "... 
     """The inverse of `pack`."""
     if bits == 8:
         return packed
-    if bits == 3:
-        low, high = packed.split([packed.shape[-1] // 3 * 2, packed.shape[-1] // 3], -1)
-        return unpack(low, 2) | (unpack(high, 1) << 2)
+    if low := _low_plane(bits):
+        planes = packed.split([packed.shape[-1] // bits * low, packed.shape[-1] // bits * (bits - low)], -1)
+        return unpack(planes[0], low) | (unpack(planes[1], bits - low) << low)
     shifts = torch.arange(0, 8, bits, dtype=torch.uint8, device=packed.device)
     return ((packed.unsqueeze(-1) >> shifts) & (2**bits - 1)).flatten(-2)
+
+
+def _low_plane(bits: int) -> int:
+    """The bits of the low plane of codes that do not divide a byte; 0 for those that do."""
+    return 0 if bits in (1, 2, 4) else 4 if bits > 4 else 2
 
 
 def position_noise(shape: torch.Size, start: int, seed: int, device: torch.device) -> Float[Tensor, "heads tokens d"]:

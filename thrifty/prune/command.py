@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 @click.option("--epochs", type=click.IntRange(min=1), help="Epochs in all, whatever the method. Default: 100.")
 @click.option("--num-train", type=click.IntRange(min=2), help="Use only so many training images (not of digits).")
 @click.option(
-    "--round-to", default=1, show_default=True, type=click.IntRange(min=1), help="Widths are multiples of it."
+    "--round-to", type=click.IntRange(min=1), help="Widths are multiples of it. Default: 8 on a GPU, 1 elsewhere."
 )
 @click.option("--residual", is_flag=True, help="Let the widths of residual streams shrink as well.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, ...")
@@ -100,7 +100,7 @@ def _job(model: str, training: Any, output: Path, resume: bool, options: dict[st
         training,
         seed=options["seed"],
         device=device,
-        round_to=options["round_to"],
+        round_to=options["round_to"] or (8 if device.type == "cuda" else 1),
         residual=options["residual"],
         folder=output,
         resume=resume,

@@ -228,3 +228,21 @@ def test_smoothing_keys_would_change_nothing(rotation: str) -> None:
     same = (shifted["codes"] == plain["codes"]).float().mean()
     assert same == 1 if rotation == "none" else same > 0.99
     assert not torch.equal(shifted["low"], plain["low"])
+
+
+@pytest.mark.parametrize("settings", [{}, {"layout": "v1"}, {"rotation": "all"}, {"qp_bits": "exact"}], ids=str)
+def test_a_closed_token_counted_twice_attends_like_two_of_it(settings: dict[str, Any]) -> None:
+    codec = Hack(**settings)
+    _, _, blocks = blocks_of(codec, tokens=201)
+    closed = blocks.k.lengths[1]
+    q, counts = torch.randn(1, 4, 1, 64), 1.0 + (torch.arange(closed) % 3 == 0).float().expand(1, 2, -1)
+    k, v = (side.restore(read) for side, read in ((blocks.k, codec.restore_k), (blocks.v, codec.restore_v)))
+    times = torch.ones(201, dtype=torch.long)
+    times[codec.num_sinks : codec.num_sinks + closed] = counts[0, 0].long()
+    right = dense.attend(q, k.repeat_interleave(times, 2), v.repeat_interleave(times, 2), 0.125)
+    found = codec.attend_counted(q, blocks, counts, 0.125)
+    assert float((found - right).norm() / right.norm()) < (1e-5 if settings.get("qp_bits") == "exact" else 5e-2)
+    assert torch.equal(
+        codec.attend_counted(q, blocks, torch.ones_like(counts), 0.125),
+        replace(codec, kernel="reference").attend(q, blocks, 0.125),
+    )

@@ -19,6 +19,7 @@ from thrifty import settings
 from thrifty.errors import SettingError
 from thrifty.kv import consistent, dense, homomorphic, native_kernel
 from thrifty.kv.blocks import Blocks, Coded, HeadShape, Side, encode
+from thrifty.kv.pages import Pages
 from thrifty.kv.quantise import pack, position_noise, quantise, quantise_unbiased, unpack
 from thrifty.kv.rotation import rotate
 
@@ -120,20 +121,34 @@ class Hack:
 
     def attend(self, q: Float[Tensor, "rows q_heads queries d"], blocks: Blocks, scale: float) -> Tensor:
         """One softmax over sinks, codes and open block; the codes enter both products as they are."""
-        if self.rotation == "none":
-            return self._attend(q, blocks, scale)
-        turned = Blocks(self._turn_dense(blocks.k, "k"), self._turn_dense(blocks.v, "v"))
-        return self._turn(self._attend(self._turn(q, "k"), turned, scale), "v").to(q.dtype)
+        return self._attend_turned(q, blocks, None, scale)
 
-    def _attend(self, q: Tensor, blocks: Blocks, scale: float) -> Tensor:
+    def attend_counted(
+        self,
+        q: Float[Tensor, "rows q_heads queries d"],
+        blocks: Blocks,
+        counts: Float[Tensor, "rows heads closed"],
+        scale: float,
+    ) -> Tensor:
+        """`attend` with closed token j there `counts[..., j]` times, in PyTorch: log-counts join the scores."""
+        return self._attend_turned(q, blocks, counts, scale)
+
+    def _attend_turned(self, q: Tensor, blocks: Blocks, counts: Tensor | None, scale: float) -> Tensor:
+        if self.rotation == "none":
+            return self._attend(q, blocks, counts, scale)
+        turned = Blocks(self._turn_dense(blocks.k, "k"), self._turn_dense(blocks.v, "v"))
+        return self._turn(self._attend(self._turn(q, "k"), turned, counts, scale), "v").to(q.dtype)
+
+    def _attend(self, q: Tensor, blocks: Blocks, counts: Tensor | None, scale: float) -> Tensor:
         """`attend` in the channels that the codes are in."""
-        fast = self._attend_fast(q, blocks, scale) if self.kernel == "auto" else None
+        fast = self._attend_fast(q, blocks, scale) if self.kernel == "auto" and counts is None else None
         if fast is not None:
             return fast
         query = dense.stack_queries(q, blocks.k.open.shape[1])
         logits = [dense.scores(query, blocks.k.sinks), dense.scores(query, blocks.k.open)]
         if blocks.k.closed:
-            logits.insert(1, self._scores(query, blocks.k.closed))
+            scores = self._scores(query, blocks.k.closed)
+            logits.insert(1, scores if counts is None else scores + counts.log().unsqueeze(2) / scale)
         weights = dense.causal_softmax(torch.cat(logits, -1) * scale, q.shape[2])
         sinks, closed, opened = weights.split(blocks.v.lengths, -1)
         mixed = dense.mix(sinks, blocks.v.sinks) + dense.mix(opened, blocks.v.open)
@@ -176,6 +191,27 @@ class Hack:
         turned = self._turn(q, "k").to(q.dtype)
         mixed = prefill.attend(turned, held, after.num_tokens, self.k_bits, self.v_bits, group, scale)
         return after, self._turn(mixed, "v").to(q.dtype)
+
+    def suits_pages(self, q: Float[Tensor, "rows q_heads 1 d"], rows: list[Blocks]) -> bool:
+        """Where the kernel for GPUs knows every row that has codes, and all sinks are there."""
+        return (
+            self.kernel == "auto"
+            and q.is_cuda
+            and all(row.k.lengths[0] == self.num_sinks for row in rows)
+            and any(row.k.closed for row in rows)
+            and all(self._suits_triton(q, row) for row in rows if row.k.closed)
+        )
+
+    def attend_pages(self, q: Float[Tensor, "rows q_heads 1 d"], pages: Pages, scale: float) -> Tensor:
+        """All rows in one launch, on the codes."""
+        from thrifty.kv.kernels import decode
+
+        dense = {name: getattr(pages, name) for name in ("sink_k", "sink_v", "open_k", "open_v")}
+        turned = {name: self._turn(x, name[-1]).to(x.dtype) for name, x in dense.items()}
+        query = self._turn(q, "k").to(q.dtype)
+        bits, group = (self.k_bits, self.v_bits), self._group(q.shape[-1])
+        mixed = decode.attend_pages(query, replace(pages, **turned), *bits, group, scale)
+        return self._turn(mixed, "v").to(q.dtype)
 
     def _suits_triton(self, q: Tensor, blocks: Blocks) -> bool:
         if self.layout != "atc" or self.rounding != "nearest" or not find_spec("triton"):
