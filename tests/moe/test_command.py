@@ -9,7 +9,7 @@ import transformers
 
 from thrifty.cli import main
 
-WORDS = "the cat dog sat ran on mat hill under a tree and then slept barked loudly".split()
+WORDS = ["the", "cat", "dog", "sat", "ran", "on", "mat", "hill", "under", "a", "tree", "and", "slept", "loudly"]
 
 
 @pytest.fixture(scope="module")
