@@ -80,10 +80,9 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=60, help="for the probe, of each network")
     parser.add_argument("--epochs", type=int, default=100)
     parser.add_argument("--train", nargs="*", default=[], metavar="FIELD=VALUE", help="of every run")
-    parser.add_argument("--round-to", type=int, default=8, help="widths are multiples of it; odd ones are slow")
-    parser.add_argument(
-        "--residual", nargs="*", default=["resnet18"], help="networks whose residual streams shrink too"
-    )
+    rounds = ["resnet18=8", "resnet56=8"]  # other widths are slow on a GPU
+    parser.add_argument("--round-to", nargs="*", default=rounds, metavar="NETWORK=N", help="widths are multiples of N")
+    parser.add_argument("--residual", nargs="*", default=["resnet18"], help="networks whose streams shrink as well")
     parser.add_argument("--data", default="cifar10")
     parser.add_argument("--num-train", type=int)
     parser.add_argument("--parts", type=Path, help="folder with test.npz and train.npz.*")
@@ -99,7 +98,11 @@ def main() -> None:
     if arguments.one and arguments.probe:
         probe(arguments.one, arguments)
     elif arguments.one:
-        train_one(Spec.of(arguments.one), arguments)
+        try:
+            train_one(Spec.of(arguments.one), arguments)
+        except KeyboardInterrupt:
+            print("stopped, the state is kept", flush=True)
+            sys.exit(130)
     elif arguments.probe:
         jobs = [command_of(name, number % arguments.gpus) for number, name in enumerate(arguments.networks)]
         for job in jobs:
@@ -205,6 +208,11 @@ def note(spec: Spec, status: int, arguments: argparse.Namespace) -> None:
     print(f"{spec.text}: stopped with status {status}: {text[-1] if text else ''}", flush=True)
 
 
+def round_of(network: str, arguments: argparse.Namespace) -> int:
+    """The widths of this network are multiples of it."""
+    return int(console.pairs_of(tuple(arguments.round_to), "--round-to").get(network, "1"))
+
+
 def training_of(arguments: argparse.Namespace, pairs: tuple[str, ...] = ()) -> Training:
     """The settings of every run."""
     chosen = {"precision": "bfloat16", "form": "graph", "epochs": str(arguments.epochs)}
@@ -231,18 +239,14 @@ def train_one(spec: Spec, arguments: argparse.Namespace) -> None:
         training_of(arguments),
         seed=spec.seed,
         device=device,
-        round_to=arguments.round_to,
+        round_to=round_of(spec.network, arguments),
         residual=spec.network in arguments.residual,
         folder=folder,
         resume=checkpoint.exists(folder),
         track=progress.silent,
     )
     method = spec.made()
-    try:
-        plan = method.plan(job)
-    except KeyboardInterrupt:
-        print("stopped, the state is kept", flush=True)
-        sys.exit(130)
+    plan = method.plan(job)
     outcome = outcome_of(method, plan, job, job.history[-1]["seconds"], batch=256)
     one = torch.randn(1, *found.shape, device=device)
     single = dict(zip(("before", "after"), evaluate.latencies_ms([job.model, outcome.small], one), strict=True))
@@ -284,8 +288,15 @@ def probe(network: str, arguments: argparse.Namespace) -> None:
     found = noise()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     keep = 0.2 if network == "resnet18" else 0.45
-    job = PruneJob.of(model_of(network, 10), found, f"flops={keep:%}", training_of(arguments), device=device)
-    job = replace(job, round_to=arguments.round_to, residual=network in arguments.residual)
+    job = PruneJob.of(
+        model_of(network, 10),
+        found,
+        f"flops={keep:%}",
+        training_of(arguments),
+        device=device,
+        round_to=round_of(network, arguments),
+        residual=network in arguments.residual,
+    )
     for form in arguments.forms:
         for batch in arguments.batches:
             if time.monotonic() > deadline:

@@ -1,6 +1,6 @@
 """The loop of `prune_own_loop.py` with Hugging Face Accelerate, which brings its own devices and precision.
 
-    python examples/prune_accelerate.py
+python examples/prune_accelerate.py
 """
 
 import torch

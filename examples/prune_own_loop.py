@@ -1,6 +1,6 @@
 """A network becomes small inside your own training loop: your optimiser, your schedule, your loss.
 
-    python examples/prune_own_loop.py
+python examples/prune_own_loop.py
 """
 
 import torch
@@ -36,7 +36,8 @@ for epoch in range(epochs):
         if pruning.after_step():
             print(f"cut: {num_params:,} -> {sum(one.numel() for one in model.parameters()):,} parameters")
     facts = pruning.epoch_end()
-    print(f"epoch {epoch + 1}: {facts['phase']}, loss {loss.item():.3f}, {facts['kept'] / facts['target']:.0%} of the budget")
+    share = facts["kept"] / facts["target"]
+    print(f"epoch {epoch + 1}: {facts['phase']}, loss {loss.item():.3f}, {share:.0%} of the budget")
 
 test_x = digits.test.pixels.permute(0, 3, 1, 2).float() / 255
 print(f"accuracy of the small network: {accuracy(model, [(test_x, digits.test.labels)]):.1%}")

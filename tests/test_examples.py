@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 
-SAYS = {"generate": "Paris", "trust": "doubt"}
+SAYS = {"generate": "Paris", "trust": "doubt", "prune_own_loop": "small network", "prune_accelerate": "are left"}
 
 
 @pytest.mark.parametrize("example", sorted((ROOT / "examples").glob("*.py")), ids=lambda path: path.stem)

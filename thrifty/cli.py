@@ -15,7 +15,8 @@ from thrifty.prune.command import prune
 
 EXTRAS = {
     **dict.fromkeys(("transformers", "gguf", "accelerate"), "llm"),
-    **dict.fromkeys(("dask", "distributed", "numba", "polars", "sklearn", "scipy", "torch_geometric"), "graph"),
+    **dict.fromkeys(("dask", "distributed", "numba", "polars", "scipy", "torch_geometric"), "graph"),
+    **dict.fromkeys(("onnx", "onnxruntime", "onnxscript", "PIL", "sklearn"), "prune"),
 }
 """Which extra of the package brings a module that not everybody installs."""
 

@@ -5,14 +5,17 @@ import copy
 import pytest
 import torch
 from torch import nn
+from torch.func import functional_call
 from torch.nn import functional
 from zoo import ZOO
 
 from thrifty.errors import SettingError
 from thrifty.plan import Plan
 from thrifty.prune.apply import apply, shrink, smaller
+from thrifty.prune.cost import Cost
 from thrifty.prune.coupling import coupling_of
-from thrifty.prune.gating import zero
+from thrifty.prune.gating import gated, zero
+from thrifty.prune.latency import latency_of
 from thrifty.prune.models import resnet8
 from thrifty.prune.trial import half, unsettled
 
@@ -141,3 +144,23 @@ def test_channels_last_weights_stay_channels_last(model, coupling):
 def test_a_plan_that_cannot_be_applied_is_refused(model, coupling, keep, says):
     with pytest.raises(SettingError, match=says):
         apply(Plan("mine", keep), model, coupling)
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_all_is_as_on_a_cpu(model, coupling):
+    keep, groups = halves(coupling, residual=True), coupling.prunable(residual=True)
+    images = torch.randn(4, 3, 16, 16)
+    expected = smaller(model.eval(), coupling, keep)(images)
+    double = copy.deepcopy(model).to("cuda", memory_format=torch.channels_last)
+    gates = {name: kept.cuda().requires_grad_() for name, kept in keep.items()}
+    found = functional_call(double, gated(double, groups, gates), (images.cuda(),))
+    assert torch.allclose(found.cpu(), expected, atol=1e-3)
+    found.sum().backward()
+    assert all(gate.grad.isfinite().all() for gate in gates.values())
+    cost = Cost.of(coupling)
+    assert float(cost.flops(gates)) == float(cost.flops(keep))
+    assert float(latency_of(double, coupling, 8, torch.device("cuda"))(gates)) > 0
+    optimizer = torch.optim.SGD(double.parameters(), lr=0.1, momentum=0.9)
+    zero(double, groups, keep, optimizer)
+    shrink(double, coupling, keep, optimizer)
+    assert torch.allclose(double(images.cuda()).cpu(), expected, atol=1e-3)

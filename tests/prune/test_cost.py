@@ -14,9 +14,8 @@ from thrifty.prune.coupling import coupling_of
 from thrifty.prune.models import resnet8
 from thrifty.prune.trial import half
 
-COUNTED = [
-    name for name in ZOO if name not in ("vit", "swin")
-]  # PyTorch does not count its own attention kernel for CPUs
+QUICK = [name for name in ZOO if name != "resnet56"]  # resnet8 is the same at less cost
+COUNTED = [name for name in QUICK if name not in ("vit", "swin")]  # PyTorch does not count its attention on CPUs
 
 
 @cache
@@ -44,7 +43,7 @@ def test_flops_are_those_that_pytorch_counts_before_and_after(name):
     assert float(cost.flops(keep)) == counted(smaller(model, coupling, keep), inputs)
 
 
-@pytest.mark.parametrize("name", ZOO)
+@pytest.mark.parametrize("name", QUICK)
 def test_parameters_are_those_of_the_model_before_and_after(name):
     model, _, coupling = captured(name)
     cost, keep = Cost.of(coupling), halves(coupling.prunable(residual=True))

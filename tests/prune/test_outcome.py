@@ -43,7 +43,7 @@ def test_the_accuracy_is_that_of_the_small_network_on_all_test_images(outcome) -
 
 
 def test_the_page_shows_widths_and_training(outcome) -> None:
-    found, job = outcome
+    found, _ = outcome
     history = [
         {"epoch": 1, "accuracy_train": 0.5, "accuracy_whole": 0.4, "accuracy_masked": 0.3, "kept": 8.0, "target": 4.0},
         {"epoch": 2, "accuracy_train": 0.6, "kept": 4.0, "target": 4.0},

@@ -6,7 +6,7 @@ from torch import nn
 from torch.nn import functional
 
 from thrifty.prune.coupling import coupling_of
-from thrifty.prune.rules import prunes_whole_blocks
+from thrifty.prune.rules import RULES, prunes_whole_blocks
 
 
 class Net(nn.Module):
@@ -120,6 +120,22 @@ def test_a_grouped_transposed_convolution_has_no_rule():
         nn.Sequential(Net(nn.ConvTranspose2d(8, 8, 3, groups=2)), nn.Linear(4, 6), nn.Linear(6, 2)),
         (torch.randn(2, 3, 8, 8),),
     ).group("0.first").reason  # fmt: skip
+
+
+def test_both_halves_of_a_gated_unit_lose_the_same_channels():
+    group = first_of(nn.GLU(1), read=4)
+    assert (group.size, group.slices[0].index.tolist()) == (4, [[0, 4], [1, 5], [2, 6], [3, 7]])
+
+
+def test_tensors_like_another_have_its_channels_and_others_hold_back_what_meets_them():
+    assert first_of(Of(lambda x: x + torch.zeros_like(x))).leaks == ""
+    assert first_of(Of(lambda x: x + torch.ones_like(x))).leaks
+    assert "add at between joins it to what cannot go" in first_of(Of(lambda x: x + x.new_ones(8, 1, 1))).reason
+
+
+def test_a_form_of_an_operator_that_its_rule_does_not_foresee_counts_as_unknown(monkeypatch):
+    monkeypatch.setitem(RULES, "relu", lambda trace, call: call["nothing of this name"])
+    assert first_of(nn.ReLU()).reason == "thrifty has no rule for relu at between"
 
 
 def test_a_computed_weight_holds_its_layer_back_and_leaves_the_others():

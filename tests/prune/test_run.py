@@ -18,7 +18,7 @@ from thrifty.prune import checkpoint
 from thrifty.prune.job import PruneJob
 from thrifty.prune.methods.ato import Ato
 from thrifty.prune.methods.magnitude import Magnitude
-from thrifty.prune.run import Cycle, Run
+from thrifty.prune.run import WHOLE, Cycle, Run
 from thrifty.prune.unpruned import Unpruned
 
 PROGRAM = """
@@ -52,7 +52,7 @@ def stopped(job: PruneJob, method: object, after: int, monkeypatch: pytest.Monke
     """Run a method and break it off after so many steps, with its state kept at each."""
     step = Run.step
 
-    def counted(run: Run, cycle: Cycle = Cycle()):
+    def counted(run: Run, cycle: Cycle = WHOLE):
         if run.done >= after:
             raise Stop
         return step(run, cycle)
@@ -110,10 +110,13 @@ def test_a_run_that_is_killed_goes_on_bit_by_bit(tmp_path: Path) -> None:
 
 def test_ctrl_c_keeps_the_state_of_the_last_whole_step(made_job: PruneJob, tmp_path: Path) -> None:
     job = fresh(made_job, folder=tmp_path)
-    with pytest.raises(KeyboardInterrupt), Run(job, Unpruned()) as run:
-        for step in run.steps():
-            if step.number == 7:
-                signal.raise_signal(signal.SIGINT)
+    with Run(job, Unpruned()) as run:
+        steps = run.steps()
+        while next(steps).number < 7:
+            pass
+        signal.raise_signal(signal.SIGINT)
+        with pytest.raises(KeyboardInterrupt):
+            next(steps)
     with Run(replace(job, resume=True), Unpruned()) as run:
         assert run.done == 7
         run.train()

@@ -14,16 +14,16 @@ BUDGET = Budget(lambda keep: 3 * keep["a"].sum().double() + keep["b"].sum().doub
 CPU = torch.device("cpu")
 
 
-def searched(settings: SearchSettings, num_steps: int = 150, seed: int = 0) -> Search:
-    """A search where the first four parts of each group matter and the others do not."""
-    search = Search(LAYOUT, BUDGET, settings, CPU, seed)
-
-    def task_loss(gates):
-        return sum((1 - gate[:4]).sum() for gate in gates.values())
-
-    for number in range(num_steps):
-        search.step(task_loss, number / num_steps)
+def go_on(search: Search, numbers: range, num_steps: int) -> Search:
+    """Steps in which the first four parts of each group matter and the others do not."""
+    for number in numbers:
+        search.step(lambda gates: sum((1 - gate[:4]).sum() for gate in gates.values()), number / num_steps)
     return search
+
+
+def searched(settings: SearchSettings, num_steps: int = 150, seed: int = 0) -> Search:
+    """A search from its first step to its last."""
+    return go_on(Search(LAYOUT, BUDGET, settings, CPU, seed), range(num_steps), num_steps)
 
 
 def test_at_first_everything_is_kept() -> None:
@@ -53,15 +53,10 @@ def test_a_search_repeats_with_its_seed_and_goes_on_from_its_state() -> None:
     whole = searched(SearchSettings(), 20)
     assert torch.equal(searched(SearchSettings(), 20).average, whole.average)
     assert not torch.equal(searched(SearchSettings(), 20, seed=1).average, whole.average)
-    half = searched(SearchSettings(), 10)
+    half = go_on(Search(LAYOUT, BUDGET, SearchSettings(), CPU, 0), range(10), 20)
     again = Search(LAYOUT, BUDGET, SearchSettings(), CPU, 0)
     again.load_state_dict(half.state_dict())
-    for number in range(10, 20):
-        again.step(lambda gates: sum((1 - gate[:4]).sum() for gate in gates.values()), number / 20)
-    other = Search(LAYOUT, BUDGET, SearchSettings(), CPU, 0)
-    for number in range(20):
-        other.step(lambda gates: sum((1 - gate[:4]).sum() for gate in gates.values()), number / 20)
-    assert torch.equal(again.average, other.average)
+    assert torch.equal(go_on(again, range(10, 20), 20).average, whole.average)
 
 
 def test_no_mask_empties_a_group() -> None:

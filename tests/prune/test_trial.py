@@ -50,6 +50,32 @@ def test_half_keeps_and_drops_at_least_one():
         assert half(size, torch.Generator().manual_seed(0)).sum() == size // 2
 
 
+class Scaled(nn.Module):
+    """Its first layer hides behind a scale of one millionth, and its code hides what is wrong with it."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Linear(4, 6), nn.Linear(6, 4)
+        self.third, self.fourth = nn.Linear(4, 8), nn.Linear(8, 2)
+        self.scale = nn.Parameter(torch.full((4,), 1e-6))
+
+    def forward(self, x):
+        inner = torch.relu(self.first(x))
+        inner = inner if inner.shape[1] == 6 else inner + 1
+        return self.fourth(torch.relu(self.third(x + self.scale * self.second(inner))))
+
+
+def test_a_difference_behind_a_tiny_scale_is_seen():
+    coupling = coupling_of(Scaled(), (torch.randn(3, 4),))
+    assert coupling.group("first").reason == "the smaller network does not equal the masked one"
+    assert coupling.group("third").reason == ""
+
+
+def test_outputs_without_tensors_are_no_proof(model, coupling):
+    model.forward = lambda x: "nothing"
+    assert trouble(model, coupling, coupling.prunable()) == "its output holds no tensors to compare"
+
+
 def test_unsettled_batch_norms_are_not_what_they_were():
     norm = unsettled(nn.Sequential(nn.BatchNorm2d(4), nn.ReLU()), torch.Generator().manual_seed(0))[0]
     assert norm.running_mean.abs().min() > 0

@@ -371,6 +371,8 @@ def _bottlenecks(groups):
 ZOO = {
     "resnet8": Animal(models.resnet8, 3, 6),
     "resnet20 with padding": Animal(lambda: models.resnet20(shortcut="padding"), 9, 10),
+    "resnet18": Animal(lambda: models.ResNet([2, 2, 2, 2], [8, 16, 24, 32]), 8, 12),
+    "resnet56": Animal(models.resnet56, 27, 30, size=8),
     "resnet50": Animal(lambda: _bottlenecks(1), 5, 6),
     "resnext": Animal(lambda: _bottlenecks(8), 3, 4),
     "resnext of few groups": Animal(lambda: _bottlenecks(2), 5, 6),

@@ -113,7 +113,10 @@ def _called(trace: Trace, node: Node, values: dict[Node, Any]) -> Any:
 
 def _ruled(trace: Trace, call: Call) -> Any:
     is_weight = bool(call.values) and all(value.is_weight for value in call.values)
-    result = RULES.get(call.name, unknown)(trace, call)
+    try:
+        result = RULES.get(call.name, unknown)(trace, call)
+    except (IndexError, KeyError, TypeError, ValueError):  # a form of the operator that its rule does not foresee
+        result = unknown(trace, call)
     if is_weight and isinstance(result, Value):
         return Value(result.shape, result.atoms, result.is_zero, result.parameter, is_weight=True)
     return result

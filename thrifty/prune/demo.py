@@ -33,7 +33,8 @@ def run(command: str, track: Track, say: Callable[[str], None]) -> Report:
         torch.manual_seed(0)
         network = ResNet([2, 2, 2], [16, 32, 64], len(found.classes))
     first = PruneJob.of(network, found, KEEP, TRAINING, track=track)
-    say(f"{sum(group.size for group in first.groups)} channels in {len(first.groups)} groups; the budget is half the work")
+    channels = sum(group.size for group in first.groups)
+    say(f"{channels} channels in {len(first.groups)} groups; the budget is half of the work")
     rows: list[dict[str, Any]] = []
     histories = []
     for method in (*(catalogue.find("prune", name)() for name in METHODS), Unpruned()):

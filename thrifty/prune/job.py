@@ -23,8 +23,8 @@ class PruneJob:
     """A network to be trained on images within `budget`. A method leaves its trained weights in `model`, in which what
     the plan drops is exactly 0; `apply` then gives the small network.
 
-    `keep` is the budget as it was asked for. `folder` takes the state of the run and its log; with `resume` it goes on with what it holds. `history` is filled
-    with what is noted of each epoch.
+    `keep` is the budget as it was asked for. `folder` takes the state of the run and its log; with `resume` it goes on
+    with what it holds. `history` is filled with what is noted of each epoch.
     """
 
     model: nn.Module

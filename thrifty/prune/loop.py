@@ -55,7 +55,7 @@ class Phases:
     warm_up: float = 0.05
     search: float = 0.3
     shrink: float = 0.35
-    controller_steps: int = 400
+    controller_steps: int = 200
     every: int = 0
     is_removed: bool = True
     late: float = 0.0
@@ -101,6 +101,7 @@ class Loop:
         self.keep: dict[str, Tensor] | None = None
         self.is_cut = False
         self.projection = Projection(ranks.inner(model), groups)
+        self._group = search.layout.group_of_part(self.projection.device)
         self._kept = torch.ones(search.layout.num_parts, device=self.projection.device)
 
     @property
@@ -221,11 +222,10 @@ class Loop:
             return
         one, dropped = self.phases, 1 - self._kept
         strength = one.strength if self.done < self._step_at(one.search) else one.strength_after
-        of_group = torch.stack([part.sum() for part in self.search.layout.named(dropped).values()])
-        share = of_group / dropped.sum().clamp_min(1)
-        rate = float(self.optimizer.param_groups[0]["lr"])
-        amount = strength * rate * share[self.search.layout.group_of_part(dropped.device)]
-        self.projection.shrink(amount * dropped)
+        of_group = torch.zeros(len(self.groups), device=dropped.device).index_add_(0, self._group, dropped)
+        share = (of_group / dropped.sum().clamp_min(1))[self._group]
+        rate = self.optimizer.param_groups[0]["lr"]  # a number, or a tensor, which is not waited for
+        self.projection.shrink(strength * rate * share * dropped)
 
     def _decide(self) -> None:
         """The search is over: what stays, within the budget."""

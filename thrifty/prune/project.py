@@ -25,7 +25,7 @@ class Projection:
         first, owners = 0, {}
         for group in groups:
             for one in group.slices:
-                if one.role != "reads" and one.tensor in parameters:
+                if (one.role != "reads" or group.leaks) and one.tensor in parameters:
                     rows = owners.setdefault((one.tensor, one.dim), {})
                     rows.update(_rows(one, first))
             first += group.size
@@ -43,19 +43,23 @@ class Projection:
                 for rows, one in zip(part_of_row, self.parameters, strict=True)
             ]
         ).to(self.device)
-        self._counts = [one.numel() for one in self.parameters]
+        self._factors = torch.ones(len(self._part_of_element), device=self.device)
+        self._find_views()
 
     @torch.no_grad()
     def norms(self) -> Float[Tensor, " parts"]:
         """The Euclidean length of every part."""
-        return self.dots(self.parameters, self.parameters).clamp_min(0).sqrt()
+        self._check_views()
+        flat = self._flat(self.parameters) if self._others else self._views
+        return self._inner(flat, flat).clamp_min(0).sqrt()
 
     @torch.no_grad()
     def dots(self, left: Sequence[Tensor], right: Sequence[Tensor]) -> Float[Tensor, " parts"]:
         """For every part the inner product of two lists of tensors that are shaped as `parameters` are."""
-        products = torch._foreach_mul(  # pyright: ignore[reportPrivateImportUsage]
-            self._flat(left), self._flat(right)
-        )
+        return self._inner(self._flat(left), self._flat(right))
+
+    def _inner(self, left: list[Tensor], right: list[Tensor]) -> Float[Tensor, " parts"]:
+        products = torch._foreach_mul(left, right)  # pyright: ignore[reportPrivateImportUsage]
         rows = [
             product if one.dim() == 1 else product.view(one.shape[dim], -1).sum(1)
             for product, one, dim in zip(products, self.parameters, self._dims, strict=True)
@@ -66,13 +70,27 @@ class Projection:
     @torch.no_grad()
     def scale(self, factor: Float[Tensor, " parts"]) -> None:
         """Multiply every part in place by its factor."""
-        whole = torch.cat([factor, factor.new_ones(1)]).index_select(0, self._part_of_element)
-        flat, pieces = self._flat(self.parameters), whole.split(self._counts)
-        if all(view.data_ptr() == one.data_ptr() for view, one in zip(flat, self.parameters, strict=True)):
-            torch._foreach_mul_(flat, pieces)  # pyright: ignore[reportPrivateImportUsage]
-            return
-        for one, dim, piece in zip(self.parameters, self._dims, pieces, strict=True):
+        whole = torch.cat([factor.to(self._factors.dtype), self._factors.new_ones(1)])
+        torch.index_select(whole, 0, self._part_of_element, out=self._factors)
+        self._check_views()
+        torch._foreach_mul_(self._views, self._pieces)  # pyright: ignore[reportPrivateImportUsage]
+        for one, dim, piece in self._others:
             one.mul_(piece.view(one.movedim(dim, 0).shape).movedim(0, dim))
+
+    def _check_views(self) -> None:
+        if any(one.data_ptr() != place for one, place in zip(self.parameters, self._places, strict=True)):
+            self._find_views()
+
+    def _find_views(self) -> None:
+        """Pair each parameter with its factors: all flat where memory has their order, the others as they are."""
+        self._places = [one.data_ptr() for one in self.parameters]
+        flat = self._flat(self.parameters)
+        pieces = self._factors.split([one.numel() for one in self.parameters])
+        is_view = [view.data_ptr() == place for view, place in zip(flat, self._places, strict=True)]
+        self._views = [view for view, is_one in zip(flat, is_view, strict=True) if is_one]
+        self._pieces = [piece for piece, is_one in zip(pieces, is_view, strict=True) if is_one]
+        rest = zip(self.parameters, self._dims, pieces, is_view, strict=True)
+        self._others = [(one, dim, piece) for one, dim, piece, is_one in rest if not is_one]
 
     def shrink(self, amount: Float[Tensor, " parts"], norms: Float[Tensor, " parts"] | None = None) -> None:
         """The proximal step: every part becomes shorter by its amount, and 0 where it is no longer than that."""

@@ -1,6 +1,7 @@
 """Several processes that train one network: what they must agree on. With one process nothing happens here."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -54,7 +55,7 @@ def rewrapped(model: nn.Module) -> nn.Module:
     """A wrapper like `model` around the same network, whose parameters have changed their shapes."""
     if not isinstance(model, DistributedDataParallel):
         return model
-    sync = {} if model.broadcast_buffers else {"broadcast_buffers": False}
+    sync: dict[str, Any] = {} if model.broadcast_buffers else {"broadcast_buffers": False}
     return DistributedDataParallel(
         model.module,
         device_ids=model.device_ids,

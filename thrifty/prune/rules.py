@@ -297,6 +297,17 @@ def power(trace: Trace, call: Call) -> Result:
 _BOUNDS = (("min", "min_val"), ("max", "max_val"))
 
 
+def gated_unit(trace: Trace, call: Call) -> Result:
+    """glu: one half times a function of the other, so a channel of each half."""
+    halves = {"self": call["self"], "chunks": 2, "dim": call["dim"]}
+    return views.split(trace, Call("chunk", call.module, halves, call.shape))[0]
+
+
+def constant(trace: Trace, call: Call) -> Result:
+    """A tensor of a size that the code gives: nothing of it can go."""
+    return nothing(call.shape)
+
+
 def prelu(trace: Trace, call: Call) -> Result:
     """prelu: a slope for each channel follows it; a single slope is shared by all."""
     x, weight = call["self"], call["weight"]
@@ -310,11 +321,12 @@ _ZERO_KEEPING = [
     "square", "sin", "erf", "sign", "expm1", "log1p", "floor", "ceil", "round", "atan", "softshrink", "hardshrink",
     "softsign", "dropout", "feature_dropout", "alpha_dropout", "maximum", "minimum", "contiguous", "clone", "detach",
     "alias", "to", "_to_copy", "type_as", "lift_fresh", "lift_fresh_copy", "rrelu", "tan", "sinh",
-    "_assert_tensor_metadata",
+    "_assert_tensor_metadata", "zeros_like",
 ]  # fmt: skip
 _ZERO_LOSING = [
     "sigmoid", "hardsigmoid", "exp", "cos", "log", "softplus", "reciprocal", "rsqrt", "log_sigmoid", "rsub", "where",
     "ge", "gt", "le", "lt", "eq", "ne", "logical_and", "logical_or", "logical_not", "cosh", "masked_fill",
+    "ones_like", "full_like", "lerp", "addcmul", "addcdiv",
 ]  # fmt: skip
 
 RULES: dict[str, Rule] = {
@@ -339,5 +351,7 @@ RULES: dict[str, Rule] = {
     "div": divide,
     "pow": power,
     "prelu": prelu,
+    "glu": gated_unit,
+    **dict.fromkeys(["new_zeros", "new_ones", "new_full", "new_empty"], constant),
     **views.RULES,
 }

@@ -1,9 +1,14 @@
 """Which parts to keep, learnt: the controller of ATO, its loss, and the decision at the end.
 
-The loss is the task's on the network with gates, plus `strength` times |log(cost / limit)| (Wu et al., CVPR 2024,
-equation 5 in its two-sided form). Published, the limit is the budget from the first step on, so that the network the
-controller judges by is a broken one for most of the search. Annealed, the limit goes from the whole network to the
-budget, the same factor each step, over the first part of the search.
+Published, the loss is the task's on the network with gates, plus `strength` times |log(cost / limit)| (Wu et al., CVPR
+2024, equation 5 in its two-sided form), and the limit is the budget from the first step on. Two things go wrong there.
+The controller judges by a broken network for most of the search; and its optimiser, Adam, divides by the size of the
+gradients, so that a budget term which is much steeper than the task makes all logits fall alike, whatever the task
+says.
+
+Here the limit goes from the whole network to the budget, by the same factor in each step, over the first part of the
+search; and the weight of log(cost / limit) is a Lagrange multiplier, the `pressure`. It grows while too much is spent
+and falls while too little is, until what a part costs outweighs what it is worth for as many parts as must go.
 """
 
 import math
@@ -26,12 +31,16 @@ TaskLoss = Callable[[Mapping[str, Tensor]], Tensor]
 
 _ANNEALED_SHARE = 0.7
 _HIDDEN = 128
+_GAIN = 10.0  # pressure gained by spending e times the limit for the whole search, in terms of `strength`
 
 
 @dataclass(frozen=True)
 class SearchSettings:
-    """How the controller learns. The defaults are the published ones, but for what the improved form changes:
-    `is_annealed`, `is_soft` and `averaging`, the share of the old logits in their running mean (0: no mean)."""
+    """How the controller learns.
+
+    The improved form, which is the default, and the published one part in `is_annealed`, `has_pressure`, `is_soft`,
+    `dead_zone` and `averaging`, the share of the old logits in their running mean.
+    """
 
     temperature: float = 0.4
     offset: float = OFFSET
@@ -40,6 +49,7 @@ class SearchSettings:
     weight_decay: float = 1e-2
     is_annealed: bool = True
     is_soft: bool = False
+    has_pressure: bool = True
     averaging: float = 0.95
     dead_zone: float = 0.0
 
@@ -61,6 +71,9 @@ class Search:
         self.whole_cost = budget.spent(whole)
         self.average = self.logits().detach().clone()
         self.num_steps = 0
+        self._places, self._is_beyond = (one.to(device) for one in _table(layout))
+        self.pressure = torch.zeros((), device=device)
+        self.progress = 0.0
 
     def logits(self) -> Float[Tensor, " parts"]:
         """What the controller says now, with its gradient."""
@@ -81,9 +94,9 @@ class Search:
         gates = self._drawn(logits, hard=not one.is_soft)
         loss = task_loss(self.layout.named(gates))
         sampled = self._drawn(logits) if one.is_soft else gates
-        penalty = self._penalty(self.layout.named(sampled), self.limit_at(progress))
+        term = self._budget_term(self.layout.named(sampled), progress)
         weights = list(self.controller.parameters())
-        gradients = torch.autograd.grad(loss + one.strength * penalty, weights)
+        gradients = torch.autograd.grad(loss + term, weights)
         for weight, gradient in zip(weights, ranks.mean(gradients), strict=True):
             weight.grad = gradient
         self.optimizer.step()
@@ -91,6 +104,16 @@ class Search:
         with torch.no_grad():
             self.average.lerp_(self.logits(), 1 - one.averaging)
         return loss.detach()
+
+    def _budget_term(self, keep: dict[str, Tensor], progress: float) -> Tensor:
+        """What the budget adds to the loss of the task."""
+        one, limit = self.settings, self.limit_at(progress)
+        if not one.has_pressure:
+            return one.strength * self._penalty(keep, limit)
+        excess = torch.log(self.budget.cost(keep) / limit).float()
+        gained = _GAIN * one.strength * (progress - self.progress) * excess.detach()
+        self.pressure, self.progress = (self.pressure + gained).clamp_min(0), progress
+        return self.pressure * excess
 
     def _penalty(self, keep: dict[str, Tensor], limit: float) -> Tensor:
         budget = replace(self.budget, limit=limit)
@@ -118,12 +141,10 @@ class Search:
         )
 
     def _filled(self, mask: Tensor) -> Tensor:
-        """The mask with the best part of every group that it empties."""
-        kept = self.layout.named(mask)
-        for name, scores in self.scores().items():
-            best = torch.nn.functional.one_hot(scores.argmax(), len(scores)).to(mask)
-            kept[name] = torch.maximum(kept[name], best)
-        return self.layout.flat(kept)
+        """The mask with the best part of every group, so that it empties none."""
+        scores = self.average[self._places].masked_fill(self._is_beyond, -torch.inf)
+        best = self._places.gather(1, scores.argmax(1, keepdim=True)).flatten()
+        return mask.detach().index_fill(0, best, 1.0)
 
     def scores(self) -> dict[str, Tensor]:
         """How much the controller wants each part, by group."""
@@ -135,6 +156,8 @@ class Search:
             "controller": self.controller.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "average": self.average,
+            "pressure": self.pressure,
+            "progress": self.progress,
             "num_steps": self.num_steps,
         }
 
@@ -143,7 +166,8 @@ class Search:
         self.controller.load_state_dict(state["controller"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.average = state["average"].to(self.average.device)
-        self.num_steps = state["num_steps"]
+        self.pressure = state["pressure"].to(self.pressure.device)
+        self.progress, self.num_steps = state["progress"], state["num_steps"]
 
 
 def _decayed(controller: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
@@ -151,3 +175,12 @@ def _decayed(controller: nn.Module, weight_decay: float) -> list[dict[str, Any]]
     weights = [one for one in controller.parameters() if one.dim() > 1]
     rest = [one for one in controller.parameters() if one.dim() <= 1]
     return [{"params": weights, "weight_decay": weight_decay}, {"params": rest, "weight_decay": 0.0}]
+
+
+def _table(layout: Layout) -> tuple[Tensor, Tensor]:
+    """The numbers of the parts of each group in a row, and which places of a row are beyond its end."""
+    rows = [torch.arange(size) for size in layout.sizes.values()]
+    first = torch.tensor([0, *(len(row) for row in rows[:-1])]).cumsum(0)
+    inside = nn.utils.rnn.pad_sequence([torch.ones(len(row), dtype=torch.bool) for row in rows], batch_first=True)
+    places = nn.utils.rnn.pad_sequence(rows, batch_first=True) + first[:, None]
+    return places.where(inside, 0), ~inside

@@ -11,7 +11,7 @@ from thrifty.prune.project import Projection
 
 
 def pulled(job: PruneJob, method: Dhspg, moved: float) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Lengths of the parts before and after a step that multiplied all of them by `moved`; every second is redundant."""
+    """Lengths of the parts before and after a step that multiplied them by `moved`; every second is redundant."""
     projection = Projection(job.model, job.groups)
     old = [one.detach().clone() for one in projection.parameters]
     before = projection.norms()

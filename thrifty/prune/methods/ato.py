@@ -27,9 +27,10 @@ class Ato:
     """Train alone (warm-up), learn what to keep (search), make the rest 0 (shrink), cut it out and train on (dense).
 
     `warm_up`, `search` and `shrink` are the shares of all steps at which these phases end. The controller takes
-    `controller_steps` steps during the search; `strength` is the weight of the budget in its loss, whose limit falls
-    from the whole network to the budget. Dropped parts lose such a share of their length with each step that they are 0
-    when the shrink phase ends; the network is then cut, and the rest of the training costs what the small one costs.
+    `controller_steps` steps during the search; the limit falls from the whole network to the budget, and `strength`
+    tells how fast the weight of the budget in the controller's loss grows where too much is spent. Dropped parts lose
+    such a share of their length with each step that they are 0 when the shrink phase ends; the network is then cut, and
+    the rest of the training costs what the small one costs.
 
     `recipe` = published is the authors' code in its order and with its numbers: the full budget from the first step,
     soft gates, a controller step every 20 steps, a mask drawn once an epoch, a proximal step of strength 10, then 1000,
@@ -40,7 +41,7 @@ class Ato:
     warm_up: float = 0.05
     search: float = 0.3
     shrink: float = 0.35
-    controller_steps: int = 400
+    controller_steps: int = 200
     strength: float = 8.0
     temperature: float = 0.4
     averaging: float = 0.95
@@ -130,7 +131,15 @@ class Ato:
         )
         if self.recipe == "published":
             rate = self.learning_rate
-            return replace(one, learning_rate=rate, is_annealed=False, is_soft=True, averaging=0.0, dead_zone=0.005)
+            return replace(
+                one,
+                learning_rate=rate,
+                is_annealed=False,
+                has_pressure=False,
+                is_soft=True,
+                averaging=0.0,
+                dead_zone=0.005,
+            )
         return one
 
     def _phases(self) -> Phases:
