@@ -12,6 +12,9 @@ from thrifty.errors import OutputError
 if TYPE_CHECKING:
     from thrifty.report import Report
 
+USUAL = {"cpu": (200, 1), "gpu": (3000, 4)}
+"""Steps, and windows of a step for each process: minutes for a model of 135M parameters."""
+
 
 @click.command()
 @click.argument("model")
@@ -32,8 +35,10 @@ if TYPE_CHECKING:
     "--text", "texts", multiple=True, metavar="TEXT", help="Learn from this: a name, file, folder or hf:NAME."
 )
 @click.option("--measure", "measured", metavar="TEXT", help="Text to measure on. Default: wikitext-2-test.")
-@click.option("--steps", default=600, show_default=True, help="Training steps, where the method trains.")
-@click.option("--batch", default=4, show_default=True, help="Windows of a step, over all processes.")
+@click.option(
+    "--steps", type=int, help="Training steps, where the method trains. Default: 3000 on a GPU, 200 on a CPU."
+)
+@click.option("--batch", type=int, help="Windows of a step, over all processes. Default: 4 on a GPU, 1 on a CPU.")
 @click.option("--window", default=512, show_default=True, help="Tokens of a window, for training and measuring.")
 @click.option("--calibration", default=16, show_default=True, help="Windows that training-free parts look at.")
 @click.option("--windows", default=8, show_default=True, help="Windows to measure on.")
@@ -138,6 +143,7 @@ def _converted(
     from thrifty.moe.train import Team
     from thrifty.report import provenance
 
+    steps, batch = USUAL["cpu" if options["device"] == "cpu" else "gpu"]
     team = Team.here()  # before the model is loaded: `cuda` is then the device of this process
     language = llm.load(model, options["dtype"], options["device"])
     asked = run.Asked(
@@ -146,8 +152,8 @@ def _converted(
         layout=options["layout"],
         texts=options["texts"],
         measured=options["measured"],
-        steps=options["steps"],
-        batch=options["batch"],
+        steps=steps if options["steps"] is None else options["steps"],
+        batch=batch * team.size if options["batch"] is None else options["batch"],
         window=options["window"],
         windows=options["windows"],
         calibration=options["calibration"],

@@ -88,11 +88,9 @@ def plots(rows: list[dict[str, Any]]) -> list[Plot]:
         found.append(Plot("Load by layer", "layer", "share of tokens", lines, caption=caption))
     trained = [row for row in rows if row.get("history")]
     if trained:
-        lines = [
-            Series(row["label"], [one[0] for one in row["history"]], [one[1] for one in row["history"]])
-            for row in trained
-        ]
-        caption = "With the noise of the gates, until the masks settle."
+        points = {row["label"]: row["history"][:: max(1, len(row["history"]) // 60)] for row in trained}
+        lines = [Series(name, [one[0] for one in steps], [one[1] for one in steps]) for name, steps in points.items()]
+        caption = "It rises while the budget falls, and has the noise of the gates until the masks settle."
         found.append(Plot("Training", "step", "KL divergence (nats a token)", lines, log_y=True, caption=caption))
     return found
 
