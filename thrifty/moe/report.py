@@ -31,8 +31,8 @@ def report(title: str, rows: list[dict[str, Any]], provenance: dict[str, Any], n
         Column("active_ratio_mlp", "active MLP", ".1%"),
         Column("active_ratio_blocks", "blocks", ".1%"),
         Column("active_ratio_model", "whole", ".1%"),
-        Column("ppl", "perplexity", ".2f"),
-        Column("ppl_ratio", "ratio to dense", ".3f"),
+        Column("ppl", "perplexity", ",.2f"),
+        Column("ppl_ratio", "ratio to dense", ",.3f"),
         Column("kl", "KL divergence", ".3f"),
         Column("top1", "top-1 agreement", ".1%"),
         Column("ppl_ratio_shuffled", "ratio, routers shuffled", ".2f"),
@@ -97,7 +97,7 @@ def plots(rows: list[dict[str, Any]]) -> list[Plot]:
 
 def read_me(rows: list[dict[str, Any]]) -> list[str]:
     """What a reader must know to judge the numbers."""
-    first = rows[0]
+    first = min(rows, key=lambda row: row["ppl_ratio"])
     notes = [
         f"Perplexity, KL divergence (nats a token) and top-1 agreement: {first['windows']} windows of "
         f"{first['window']} tokens of {first['text']}, {first['predictions']:,} predictions, compared with the dense "
