@@ -13,7 +13,7 @@ import json
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -55,10 +55,10 @@ MERGED: dict[str, Any] = {  # fewer tokens at more bits: about as many bytes as 
     "hack 4/2, half the tokens": Ems("balanced"),
     "hack 2/2, half the tokens": Ems("smallest"),
 }
-MIXED = {  # as many bytes as this published codec
-    "hack by layer at the bytes of hack 2/2": Hack(),
-    "hack by layer at the bytes of hack 4/2": Hack(k_bits=4),
-    "hack by layer at the bytes of hack 4/4": Hack(k_bits=4, v_bits=4),
+MIXED: dict[str, tuple[Literal["layer", "head"], Hack]] = {  # as many bytes as this published codec
+    f"hack by {by} at the bytes of hack {codec.k_bits}/{codec.v_bits}": (by, codec)
+    for codec in (Hack(), Hack(k_bits=4), Hack(k_bits=4, v_bits=4))
+    for by in ("layer", "head")
 }
 
 
@@ -68,8 +68,9 @@ def entries(language: llm.LanguageModel, only: list[str]) -> dict[str, compare.E
     layers, heads, width = llm.attention_shape(language.model)
     for label in only or [*MIXED, *UNIFORM, *MERGED]:
         if label in MIXED:
-            keep = str(layers * MIXED[label].bytes_per_token(HeadShape(heads, width), 2048))
-            method = Sensitivity(text="books")
+            by, codec = MIXED[label]
+            keep = str(layers * codec.bytes_per_token(HeadShape(heads, width), 2048))
+            method = Sensitivity(by=by, text="books")
             found[label] = compare.entry(language, "hack", Hack(**NEW), method, keep)
         else:
             codec = (UNIFORM | MERGED)[label]

@@ -71,6 +71,7 @@ class Bench:
 
     def run(self, one: dict[str, Any]) -> dict[str, Any]:
         from thrifty.moe import evaluate
+        from thrifty.moe.sites import found
 
         start = time.perf_counter()
         model, corpus = self.language.model, self.corpus(one["seed"])
@@ -83,17 +84,18 @@ class Bench:
         else:
             plan, about = self.plan(one, corpus)
             facts |= about | {"seconds_plan": time.perf_counter() - start}
-            facts |= evaluate.health(model, plan, corpus.held_out[:8], self.batch)
+            loads = evaluate.load(model, plan, corpus.held_out[:8], self.batch)
+            facts |= evaluate.health(found(model), plan, loads)
             contenders = {"plan": evaluate.with_plan(model, plan)}
             if any(name.endswith(".router") for name in plan.evidence):
                 contenders["shuffled"] = evaluate.with_plan(model, evaluate.shuffled(plan))
             if self.asked.plans:
                 plan.save(self.asked.plans / f"{one['run'].replace(':', '_').replace('=', '')}.safetensors")
-        found = evaluate.quality(model, windows, contenders, batch=self.batch)
-        facts |= found["plan"]
+        measured = evaluate.quality(model, windows, contenders, batch=self.batch)
+        facts |= measured["plan"]
         facts["windows"] = len(windows)
-        if "shuffled" in found:
-            facts["ppl_ratio_shuffled"] = found["shuffled"]["ppl_ratio"]
+        if "shuffled" in measured:
+            facts["ppl_ratio_shuffled"] = measured["shuffled"]["ppl_ratio"]
         return facts | {"seconds": time.perf_counter() - start}
 
     def plan(self, one: dict[str, Any], corpus: Any):
@@ -111,7 +113,7 @@ class Bench:
             every = given | changes | {"seed": one["seed"]}
             return MoeJob.of(self.language.model, corpus, one["active"], scope, one["widths"], **every)
 
-        learns = "settle" in {field.name for field in dataclasses.fields(kind)}
+        learns = "anneal" in {field.name for field in dataclasses.fields(kind)}
         if seconds is not None and learns:
             given["steps"] = self.steps_within(method, job, seconds)
         asked = job()

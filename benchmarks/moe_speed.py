@@ -1,6 +1,6 @@
 """How fast experts run: dense against mixture of experts, in the same run, contenders taking turns, medians of rounds.
 
-    python benchmarks/moe_speed.py --device cuda [--active 0.5] [--rounds 15] [--out results/moe_speed_gpu.jsonl]
+    python benchmarks/moe_speed.py --device cuda [--active 0.5] [--experts 8] [--out results/moe_speed_gpu.jsonl]
     python benchmarks/moe_speed.py --device cpu [--threads 2] [--rounds 7] [--out results/moe_speed_cpu.jsonl]
 
 GPU: blocks (attention and MLP) of the shape of Llama-3-8B with random weights in bfloat16, four of them one after the
@@ -21,6 +21,7 @@ import platform
 import statistics
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -29,8 +30,9 @@ from torch import nn
 from torch.nn.functional import linear, rms_norm, scaled_dot_product_attention, silu
 
 WIDTH, CHANNELS, HEADS, KV_HEADS, HEAD_DIM = 4096, 14336, 32, 8, 128
-LAYERS, EXPERTS, CACHED = 4, 8, 512
+LAYERS, CACHED = 4, 512
 DEVICE = "cuda"
+MOST_COPIED = 16  # with more experts their copies do not fit beside the rest
 
 
 class Attention:
@@ -65,27 +67,27 @@ def weight(*shape: int) -> torch.Tensor:
 class Layer:
     """The MLP of one layer in every form, all of the same weights."""
 
-    def __init__(self, active: float, generator: torch.Generator) -> None:
+    def __init__(self, active: float, experts: int, generator: torch.Generator) -> None:
         from thrifty.moe.experts import PackedMlp, Shape
         from thrifty.moe.grouped import Copies
         from thrifty.moe.packing import Packing
 
         width = int(CHANNELS * active) // 16 * 16
-        scores = torch.rand(EXPERTS, CHANNELS, generator=generator)
-        masks = torch.zeros(EXPERTS, CHANNELS, dtype=torch.bool).scatter_(1, scores.topk(width).indices, True)
+        scores = torch.rand(experts, CHANNELS, generator=generator)
+        masks = torch.zeros(experts, CHANNELS, dtype=torch.bool).scatter_(1, scores.topk(width).indices, True)
         packing = Packing.of(masks)
-        shape = Shape(EXPERTS, len(packing.order), True, False, False, True)
+        shape = Shape(experts, len(packing.order), True, False, False, True)
         self.packed = PackedMlp(shape, WIDTH, nn.SiLU()).to(DEVICE, torch.bfloat16).eval().requires_grad_(False)
         for name in ("gate", "up", "down"):
             setattr(self.packed, name, nn.Parameter(weight(shape.stored, WIDTH), requires_grad=False))
-        self.packed.router = nn.Parameter(torch.randn(EXPERTS, WIDTH, device=DEVICE), requires_grad=False)
+        self.packed.router = nn.Parameter(torch.randn(experts, WIDTH, device=DEVICE), requires_grad=False)
         self.packed.members.copy_(packing.members)
         self.stored, self.width = shape.stored, width
         left = CHANNELS - shape.stored  # channels of no expert: only the dense MLP has them
         self.gate, self.up = (torch.cat((own.data, weight(left, WIDTH))) for own in (self.packed.gate, self.packed.up))
         self.down = torch.cat((self.packed.down.data, weight(left, WIDTH))).T.contiguous()
         self.gate_up = torch.cat((self.gate, self.up))
-        self.copies = Copies.of(self.packed)
+        self.copies = Copies.of(self.packed) if experts <= MOST_COPIED else None
 
     def masked(self, x: torch.Tensor) -> torch.Tensor:
         """What is right, in float32: the mask of each token's expert on its hidden channels."""
@@ -94,8 +96,9 @@ class Layer:
         return (hidden * self.packed.members[choice]) @ self.packed.down.float()
 
 
-def forms(tunings: dict) -> dict:
+def forms(tunings: dict, has_copies: bool = False) -> dict:
     """The MLP as a function of a layer and tokens, by the name of the contender."""
+    from thrifty.moe.experts import masked_in_kernels, suits_masks
     from thrifty.moe.grouped import run_grouped
     from thrifty.moe.kernels.act import gated
     from thrifty.moe.kernels.few import MOST_TOKENS, route, run_few
@@ -105,19 +108,25 @@ def forms(tunings: dict) -> dict:
         mlp, choice = layer.packed, route(x, layer.packed.router)
         if len(x) <= MOST_TOKENS:
             return run_few(mlp, x, choice, "silu", tunings["few"])
+        if suits_masks(mlp, x):
+            return masked_in_kernels(mlp, x, choice, "silu")
         return run_many(mlp, x, choice, mlp.table, "silu", tunings["many"])
+
+    def fused(pair: torch.Tensor) -> torch.Tensor:
+        return gated(*pair.chunk(2, -1), "silu")
 
     def copies(layer: Layer, x: torch.Tensor) -> torch.Tensor:
         both = layer.copies
         choice = route(x, layer.packed.router)
-        return run_grouped(x, choice, both.gate_up, both.down, lambda pair: gated(pair, "silu"))
+        return run_grouped(x, choice, both.gate_up, both.down, fused)
 
-    return {
+    found = {
         "dense": lambda layer, x: linear(silu(linear(x, layer.gate)) * linear(x, layer.up), layer.down),
-        "dense fused": lambda layer, x: linear(gated(linear(x, layer.gate_up), "silu"), layer.down),
+        "dense fused": lambda layer, x: linear(fused(linear(x, layer.gate_up)), layer.down),
         "packed": packed,
         "copies": copies,
     }
+    return {name: run for name, run in found.items() if has_copies or name != "copies"}
 
 
 def captured(call: object, *inputs: torch.Tensor) -> object:
@@ -198,8 +207,8 @@ def measure(layers: list[Layer], tunings: dict, rows: int, new: int, rounds: int
     """Blocks and MLPs alone of `rows` sequences with `new` tokens each, every contender."""
     x = torch.randn(rows, new, WIDTH, device=DEVICE, dtype=torch.bfloat16)
     attention = [Attention(rows, new) for _ in layers]
-    calls = {}
-    for name, run in forms(tunings).items():
+    calls, contenders = {}, forms(tunings, layers[0].copies is not None)
+    for name, run in contenders.items():
 
         def mlps(x: torch.Tensor, run=run) -> None:
             for layer in layers:
@@ -210,12 +219,17 @@ def measure(layers: list[Layer], tunings: dict, rows: int, new: int, rounds: int
                 x = x + attend(x)
                 x = x + run(layer, rms_norm(x, (WIDTH,), attend.norms[1]).view(-1, WIDTH)).view(x.shape)
 
-        calls[name, "mlp"], calls[name, "blocks"] = captured(mlps, x), captured(blocks, x)
+        try:
+            calls[name, "mlp"], calls[name, "blocks"] = captured(mlps, x), captured(blocks, x)
+        except Exception as error:  # tiles that do not fit this GPU with so many tokens
+            print(f"  {name}: left out, {type(error).__name__}: {str(error)[:100]}", flush=True)
     times = milliseconds(calls, rounds, 5 if rows * new <= 64 else 1)
     few_rows = x.view(-1, WIDTH)[:256]
     wanted = layers[0].masked(few_rows)
     lines = []
-    for name, run in forms(tunings).items():
+    for name, run in contenders.items():
+        if (name, "blocks") not in times:
+            continue
         line = {"contender": name, "rows": rows, "new_tokens": new}
         for part in ("mlp", "blocks"):
             dense = min(times["dense", part], times["dense fused", part])
@@ -227,19 +241,23 @@ def measure(layers: list[Layer], tunings: dict, rows: int, new: int, rounds: int
     return lines
 
 
-def on_gpu(asked: argparse.Namespace) -> list[dict]:
+def on_gpu(asked: argparse.Namespace) -> Iterator[dict]:
     generator = torch.Generator().manual_seed(0)
     torch.manual_seed(0)
-    layers = [Layer(asked.active, generator) for _ in range(LAYERS)]
+    layers = [Layer(asked.active, asked.experts, generator) for _ in range(LAYERS)]
     about = {"kind": "moe speed", "device": "cuda", "machine": torch.cuda.get_device_name(), "active": asked.active}
-    about |= {"experts": EXPERTS, "channels": CHANNELS, "stored": layers[0].stored, "expert_width": layers[0].width}
+    about |= {
+        "experts": asked.experts,
+        "channels": CHANNELS,
+        "stored": layers[0].stored,
+        "expert_width": layers[0].width,
+    }
     tunings = tuned(layers, asked.prefill[0], asked.rounds)
     about["tuning"] = {kind: asdict(tuning) for kind, tuning in tunings.items()}
-    lines = []
     for rows, new in [*((1, new) for new in asked.prefill), *((rows, 1) for rows in asked.batches)]:
         print(f"\n{rows} rows of {new} new tokens, {about['machine']}, {LAYERS} layers; a layer:")
         for line in measure(layers, tunings, rows, new, asked.rounds):
-            lines.append(about | line)
+            yield about | line
             error = f"  error {line['error']:.1e}" if "error" in line else ""
             print(
                 f"  {line['contender']:12} mlp {line['mlp_us']:9.1f} us {line['mlp_times_dense']:5.2f}x   blocks "
@@ -248,10 +266,9 @@ def on_gpu(asked: argparse.Namespace) -> list[dict]:
                 flush=True,
             )
         torch.cuda.empty_cache()
-    return lines
 
 
-def random_plan(model: nn.Module, active: float) -> object:
+def random_plan(model: nn.Module, active: float, experts: int) -> object:
     """A plan with experts by chance, the same share of channels in every layer."""
     from thrifty.moe.cost import Sizes
     from thrifty.moe.sites import found
@@ -260,13 +277,13 @@ def random_plan(model: nn.Module, active: float) -> object:
     widths = Sizes.of(model).uniform_width(active)
     keep, evidence = {}, {}
     for site in found(model):
-        scores = torch.rand(EXPERTS, site.channels)
+        scores = torch.rand(experts, site.channels)
         keep[site.name] = torch.zeros_like(scores).scatter_(1, scores.topk(widths[site.name]).indices, 1.0)
-        evidence[f"{site.name}.router"] = torch.randn(EXPERTS, site.width)
+        evidence[f"{site.name}.router"] = torch.randn(experts, site.width)
     return Plan("random", keep, evidence)
 
 
-def on_cpu(asked: argparse.Namespace) -> list[dict]:
+def on_cpu(asked: argparse.Namespace) -> Iterator[dict]:
     from thrifty import llm
     from thrifty.moe import apply as outputs
     from thrifty.moe.stock_experts import IMPLEMENTATION, register_experts
@@ -275,10 +292,12 @@ def on_cpu(asked: argparse.Namespace) -> list[dict]:
     torch.set_num_threads(asked.threads)
     torch.manual_seed(0)
     dense = llm.load("smollm2").model
-    plan = random_plan(dense, asked.active)
-    models = {"dense": dense, "packed": outputs.build(plan, dense, "tomoe"), "copies": outputs.build(plan, dense)}
-    register_experts()
-    models["copies"].set_experts_implementation(IMPLEMENTATION)
+    plan = random_plan(dense, asked.active, asked.experts)
+    models = {"dense": dense, "packed": outputs.build(plan, dense, "tomoe")}
+    if asked.experts <= MOST_COPIED:
+        register_experts()
+        models["copies"] = outputs.build(plan, dense)
+        models["copies"].set_experts_implementation(IMPLEMENTATION)
     tokens = torch.randint(0, dense.config.vocab_size, (1, 512))
     times = {}
     for round_ in range(asked.rounds + 1):
@@ -289,16 +308,14 @@ def on_cpu(asked: argparse.Namespace) -> list[dict]:
         print(f"  round {round_} of {asked.rounds}", end="\r", flush=True)
     middle = {key: statistics.median(found) for key, found in times.items()}
     about = {"kind": "moe speed", "device": "cpu", "machine": provenance("", 0)["machine"]["cpu"], "model": "smollm2"}
-    about |= {"active": asked.active, "experts": EXPERTS, "threads": asked.threads, "dtype": "float32"}
-    lines = []
+    about |= {"active": asked.active, "experts": asked.experts, "threads": asked.threads, "dtype": "float32"}
     for (name, kind), seconds in middle.items():
         line = {"contender": name, "what": kind, "ms": seconds * 1e3, "fastest_ms": min(times[name, kind]) * 1e3}
         line["times_dense"] = middle["dense", kind] / seconds
         line["times_dense_fastest"] = min(times["dense", kind]) / min(times[name, kind])
         print(f"  {kind:15} {name:8} {line['ms']:9.2f} ms {line['times_dense']:5.2f}x (fastest rounds "
               f"{line['fastest_ms']:9.2f} ms {line['times_dense_fastest']:5.2f}x)")  # fmt: skip
-        lines.append(about | line)
-    return lines
+        yield about | line
 
 
 def timed(model: nn.Module, tokens: torch.Tensor, steps: int) -> dict:
@@ -319,6 +336,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--device", choices=["cpu", "cuda"], required=True)
     parser.add_argument("--active", type=float, default=0.5)
+    parser.add_argument("--experts", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--steps", type=int, default=8)
@@ -326,15 +344,15 @@ def main() -> None:
     parser.add_argument("--batches", type=int, nargs="*", default=[1, 2, 4, 8, 16, 32, 64, 128])
     parser.add_argument("--out", type=Path)
     asked = parser.parse_args()
-    begin = time.perf_counter()
-    with torch.inference_mode():
-        lines = on_gpu(asked) if asked.device == "cuda" else on_cpu(asked)
     about = {"command": " ".join(sys.argv), "torch": torch.__version__, "python": platform.python_version()}
-    about["seconds"] = round(time.perf_counter() - begin, 1)
     out = asked.out or Path(f"results/moe_speed_{'gpu' if asked.device == 'cuda' else 'cpu'}.jsonl")
     out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text("".join(json.dumps(about | line) + "\n" for line in lines), encoding="utf-8")
-    print(f"{len(lines)} lines in {out}, {about['seconds']} s")
+    begin = time.perf_counter()
+    with torch.inference_mode(), out.open("w", encoding="utf-8") as file:
+        for line in on_gpu(asked) if asked.device == "cuda" else on_cpu(asked):
+            file.write(json.dumps(about | line) + "\n")
+            file.flush()
+    print(f"{out}, {time.perf_counter() - begin:.0f} s")
 
 
 if __name__ == "__main__":

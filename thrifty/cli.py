@@ -15,7 +15,8 @@ from thrifty.prune.command import prune
 
 EXTRAS = {
     **dict.fromkeys(("transformers", "gguf", "accelerate"), "llm"),
-    **dict.fromkeys(("dask", "distributed", "numba", "polars", "sklearn", "scipy", "torch_geometric"), "graph"),
+    **dict.fromkeys(("dask", "distributed", "numba", "polars", "scipy", "torch_geometric"), "graph"),
+    **dict.fromkeys(("onnx", "onnxruntime", "onnxscript", "PIL", "sklearn"), "prune"),
 }
 """Which extra of the package brings a module that not everybody installs."""
 
@@ -55,7 +56,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 @cli.command()
 @click.option("--out", type=click.Path(path_type=Path), help="Folder of the report page. Default: thrifty-demo.")
-@click.option("--part", type=click.Choice(["all", "graph", "prune", "kv"]), default="all", show_default=True)
+@click.option("--part", type=click.Choice(["all", "graph", "prune", "moe", "kv"]), default="all", show_default=True)
 @console.OVERWRITE
 @console.JSON
 def demo(out: Path | None, part: str, overwrite: bool, json_file: Path | None) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from thrifty.progress import Track
 from thrifty.report import Report
 
-PARTS = ("graph", "prune", "kv")
+PARTS = ("graph", "prune", "moe", "kv")
 """The systems that show something, the quick one first: each has a `demo.py`."""
 
 

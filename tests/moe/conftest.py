@@ -1,6 +1,8 @@
 """Tiny language models with random weights, one of each family that moe knows, and random plans for them."""
 
+import string
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -8,6 +10,7 @@ import transformers
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from thrifty.llm import LanguageModel
 from thrifty.moe.job import MoeJob
 from thrifty.moe.sites import found
 from thrifty.moe.text import Corpus
@@ -95,3 +98,30 @@ def corpus() -> Corpus:
 def job(corpus: Corpus) -> MoeJob:
     """A tiny Llama of which half the MLPs may be active, and a training of six steps."""
     return MoeJob.of(make(), corpus, 0.5, steps=6, batch=2, calibration=8)
+
+
+class Letters:
+    """A tokenizer with one token for each character."""
+
+    def __call__(self, text: str, add_special_tokens: bool = True, verbose: bool = True) -> dict[str, list[int]]:
+        return {"input_ids": [2 + ord(letter) % 95 for letter in text]}
+
+
+@pytest.fixture
+def language() -> LanguageModel:
+    """A tiny Llama that reads characters."""
+    return LanguageModel("tiny", make(max_position_embeddings=2048), Letters())
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a tiny Llama and a tokenizer of characters."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    path = tmp_path_factory.mktemp("model") / "tiny"
+    make(max_position_embeddings=2048).save_pretrained(path)
+    words = {word: number for number, word in enumerate(["<pad>", "<s>", *string.printable[:95]])}
+    letters = Tokenizer(models.WordLevel(words, unk_token="<pad>"))
+    letters.pre_tokenizer = pre_tokenizers.Split("", "isolated")
+    transformers.PreTrainedTokenizerFast(tokenizer_object=letters, unk_token="<pad>").save_pretrained(path)
+    return path

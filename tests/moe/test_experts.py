@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from thrifty.moe.experts import PackedMlp, Runs, Shape, choose, run_sorted
-from thrifty.moe.layout import mlp_state
+from thrifty.moe.experts import PackedMlp, Runs, Shape, choose, run_masked, run_sorted, suits_masks
 from thrifty.moe.masking import masked
+from thrifty.moe.model_type import mlp_state
 from thrifty.moe.sites import found
 
 
@@ -58,3 +58,16 @@ def test_half_precision_routes_as_float32_does(tiny, random) -> None:
 
 def test_one_expert_has_no_run_but_the_common_one() -> None:
     assert Runs.of(torch.ones(1, 7, dtype=torch.uint8)) == Runs(7, [[]])
+
+
+@pytest.mark.parametrize("num_tokens", [1, 40])
+def test_masks_and_sorted_tokens_agree(any_model, random, num_tokens) -> None:
+    mlp, x = packed(any_model, random(any_model)), torch.randn(num_tokens, 48)
+    choice = torch.randint(0, 4, (num_tokens,))
+    assert torch.allclose(run_masked(mlp, x, choice), run_sorted(mlp, x, choice), atol=1e-5)
+
+
+def test_few_tokens_an_expert_are_masked_and_many_sorted(tiny, random) -> None:
+    mlp = packed(tiny(), random(tiny()))
+    assert suits_masks(mlp, torch.randn(4 * 6 - 1, 48))
+    assert not suits_masks(mlp, torch.randn(4 * 6, 48))

@@ -5,7 +5,7 @@ import torch
 from torch.nn.functional import linear
 
 from thrifty.moe.job import MoeJob
-from thrifty.moe.learnt import Learnt, acting, settled, top
+from thrifty.moe.learnt import Learnt, acting, top
 from thrifty.moe.masking import masked
 from thrifty.plan import Plan
 
@@ -73,14 +73,6 @@ def test_no_hook_stays(job: MoeJob, learnt: Learnt) -> None:
     with pytest.raises(ZeroDivisionError), acting(job.sites, masks_of(job), {}):
         raise ZeroDivisionError
     assert not any(module._forward_pre_hooks for module in job.model.modules())
-
-
-def test_settled_masks_are_the_exported_ones_and_pass_a_gradient() -> None:
-    logits = torch.randn(3, 20, requires_grad=True)
-    mask = settled(logits, 7)
-    assert torch.equal(mask, top(logits, 7))
-    (mask * torch.randn(3, 20)).sum().backward()
-    assert (logits.grad != 0).all()
 
 
 def test_of_equal_logits_the_earlier_channel_is_kept() -> None:

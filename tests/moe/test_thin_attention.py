@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from thrifty.moe import apply as outputs
-from thrifty.moe import layout
+from thrifty.moe import model_type
 from thrifty.moe.sites import found
 from thrifty.moe.thin_attention import KeptPairs
 from thrifty.plan import Plan
@@ -22,7 +22,7 @@ def masks_of_values(model, count: int, inner: int = 8) -> Plan:
 
 def test_masked_values_equal_masks_on_the_dense_model(any_model) -> None:
     plan = masks_of_values(any_model, 5)
-    made = layout.build(plan, any_model)
+    made = model_type.build(plan, any_model)
     assert outputs.compare(plan, any_model, made).is_small
 
 

@@ -168,3 +168,17 @@ def test_a_killed_training_goes_on_from_its_checkpoint(tmp_path: Path) -> None:
     whole = Plan.load(tmp_path / "whole0")
     assert resumed == whole
     assert all(torch.equal(value, whole.evidence[name]) for name, value in resumed.evidence.items())
+
+
+def test_what_gets_no_gradient_does_not_move() -> None:
+    one, two = (torch.ones(3, requires_grad=True) for _ in range(2))
+
+    def loss(step: int) -> tuple[Tensor, dict[str, Tensor]]:
+        value = one.square().sum() + (two.square().sum() if step < 4 else 0)
+        seen.append(two.detach().clone())
+        return value, {"kl": value.detach()}
+
+    seen: list[Tensor] = []
+    run({"one": one, "two": two}, loss)
+    assert not torch.equal(seen[0], seen[4])
+    assert torch.equal(seen[4], seen[-1])

@@ -7,8 +7,10 @@ import torch
 from torch import nn
 from zoo import ZOO, Shared
 
+from thrifty import cli
 from thrifty.errors import DataError, ModelError, OutputError
 from thrifty.plan import Plan
+from thrifty.prune import compact
 from thrifty.prune.apply import smaller
 from thrifty.prune.compact import export_onnx, load, save
 from thrifty.prune.coupling import coupling_of
@@ -133,3 +135,20 @@ def test_the_small_network_compiles(name, backend):
     compiled = torch.compile(small, backend=backend, fullgraph=True)
     with torch.no_grad():
         assert torch.allclose(compiled(*inputs), small(*inputs), atol=1e-5)
+
+
+def test_a_missing_package_is_named_before_any_training(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(compact.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(SystemExit):
+        cli.main(["prune", "resnet8", "--onnx", "-o", str(tmp_path / "out")])
+    assert "ONNX needs onnx, which is not installed; run: pip install 'thrifty[prune]'" in capsys.readouterr().err
+
+
+def test_the_command_writes_onnx(tmp_path, capsys):
+    pytest.importorskip("onnxscript", reason="needs pip install 'thrifty[prune]'")
+    folder = tmp_path / "out"
+    cli.main(
+        ["prune", "resnet8", "--epochs", "1", "--device", "cpu", "--method", "random", "--onnx", "-o", str(folder)]
+    )
+    assert "model.onnx, equal up to" in capsys.readouterr().out
+    assert (folder / "model.onnx").stat().st_size > 10_000

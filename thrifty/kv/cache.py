@@ -22,6 +22,7 @@ from transformers.cache_utils import (
 from thrifty.errors import ModelError, SettingError
 from thrifty.kv import attention
 from thrifty.kv.blocks import Blocks, ChunkCodec, Codec, encode, next_closing
+from thrifty.kv.pages import PagedCodec, PagedRows
 
 Prefill = Literal["exact", "coded"]
 RECORDED_TOKENS = 128
@@ -52,12 +53,26 @@ class CompressedLayer(CacheLayerMixin):
         super().__init__()
         self.codec = codec
         self.prefill: Prefill = prefill
-        self.groups: list[RowGroup] = []
+        self._groups: list[RowGroup] = []
+        self._paged: PagedRows | None = None
+        self._is_steady = False
         self.real: Bool[Tensor, "rows positions"] | None = None
         self.positions = 0
         self.batch_size = 0
         self.record_past = False
         self._is_waiting = False
+
+    @property
+    def groups(self) -> list[RowGroup]:
+        """The rows by length. Rows in pages leave them."""
+        if self._paged is not None:
+            self._groups = [RowGroup([row], blocks) for row, blocks in enumerate(self._paged.rows())]
+        self._paged, self._is_steady = None, False
+        return self._groups
+
+    @groups.setter
+    def groups(self, groups: list[RowGroup]) -> None:
+        self._groups, self._paged, self._is_steady = groups, None, False
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         """Note the batch size and the device of the first keys."""
@@ -95,6 +110,8 @@ class CompressedLayer(CacheLayerMixin):
         self._is_waiting = False
         new = k.shape[2]
         self._note(real, new)
+        if new == 1 and (real is None or bool(real.all())) and self._is_in_pages(q):
+            return self._attend_pages(q, k, v, scale)
         if real is None and len(self.groups) <= 1:
             blocks = self.groups[0].blocks if self.groups else self._empty(k, v)
             blocks, out = self._grow(blocks, q, k, v, scale)
@@ -109,6 +126,7 @@ class CompressedLayer(CacheLayerMixin):
                 if count:
                     groups[-1] = self._grow_rows(part, count, q, k, v, real, scale, out)
         self.groups = groups
+        self._is_steady = new == 1
         return out
 
     def store(self, k: Float[Tensor, "rows heads new d"], v: Float[Tensor, "rows heads new d"]) -> None:
@@ -122,7 +140,7 @@ class CompressedLayer(CacheLayerMixin):
     @property
     def nbytes(self) -> int:
         """Bytes of the real tensors."""
-        return sum(group.blocks.nbytes for group in self.groups)
+        return self._paged.pages.nbytes if self._paged else sum(group.blocks.nbytes for group in self._groups)
 
     def get_seq_length(self) -> int:
         """Positions seen, padding included."""
@@ -202,6 +220,23 @@ class CompressedLayer(CacheLayerMixin):
         """Move everything back to the device of the model."""
         if self.is_initialized:
             self._move(self.device)
+
+    def _is_in_pages(self, q: Tensor) -> bool:
+        """Whether a step is done in pages: where rows of several lengths have taken steps undisturbed, so that moving
+        them into pages, and out again when they are disturbed, pays."""
+        if self._paged is None and self._is_steady and len(self._groups) > 1 and isinstance(self.codec, PagedCodec):
+            place = {row: (group, index) for group in self._groups for index, row in enumerate(group.rows)}
+            rows = [group.blocks.rows(torch.tensor([index])) for _, (group, index) in sorted(place.items())]
+            if not self.record_past and self.codec.suits_pages(q, rows):
+                self._paged = PagedRows(rows, self.codec)
+                self._groups = []
+        return self._paged is not None and not self.record_past
+
+    def _attend_pages(self, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+        assert self._paged is not None
+        assert isinstance(self.codec, PagedCodec)
+        self._paged.grow(k, v)
+        return self.codec.attend_pages(q, self._paged.pages, scale)
 
     def _move(self, device: torch.device) -> None:
         self.groups = [RowGroup(g.rows, g.blocks.each(lambda t: t.to(device))) for g in self.groups]

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from thrifty.errors import ModelError, OutputError, SettingError
 from thrifty.files import new_folder
-from thrifty.moe import layout as tomoe
+from thrifty.moe import model_type as tomoe
 from thrifty.moe import standard
 from thrifty.moe.masking import check, masked, router_of
 from thrifty.moe.sites import found

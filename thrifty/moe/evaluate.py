@@ -15,7 +15,7 @@ from torch.nn.functional import linear, one_hot
 
 from thrifty.moe.calibrate import column_norms
 from thrifty.moe.distill import PIECE, hidden_states
-from thrifty.moe.masking import chosen, experts_of, masked, router_of, source_of
+from thrifty.moe.masking import chosen, experts_of, masked, router_of
 from thrifty.moe.sites import Site, found
 from thrifty.perplexity import Tally
 from thrifty.plan import Plan
@@ -180,12 +180,10 @@ def overlap(plan: Plan, sites: list[Site]) -> dict[str, dict[str, float]]:
     return facts
 
 
-def health(model: nn.Module, plan: Plan, windows: Int[Tensor, "windows window"], batch: int = 1) -> dict[str, Any]:
+def health(sites: list[Site], plan: Plan, loads: Mapping[str, Float[Tensor, " _"]]) -> dict[str, Any]:
     """How the experts are used, over all layers: the most that one expert gets of the tokens, the share of experts that
-    get none, mean union, intersection and Jaccard index, and the width of each layer."""
-    sites = found(model)
+    get none, mean union, intersection and Jaccard index, and the width of each layer. `loads` is what `load` gives."""
     facts = list(overlap(plan, sites).values())
-    loads = load(model, plan, windows, batch) if source_of(plan) is None else {}
     parts = [one for one in loads.values() if len(one) > 1]
     mean = {key: sum(one[key] for one in facts) / len(facts) for key in ("union", "intersection", "jaccard")}
     return mean | {

@@ -2,10 +2,12 @@
 
 The weights of a channel are one row of `gate`, `up` and `down` (d numbers each), so an expert is some runs of rows
 (`thrifty.moe.packing`). Three ways to run:
-- few tokens on a CPU: a C++ kernel reads the rows of each token's expert where they are (`thrifty.moe.native_kernel`);
+- a CPU: a kernel in C++ works on the rows of each token's expert where they lie (`thrifty.moe.native_kernel`);
 - a GPU: kernels in Triton read the rows of an expert while they multiply (`thrifty.moe.kernels`);
 - else, and wherever gradients are wanted: tokens are sorted by expert, the common channels are one product for all
   tokens, and the runs of an expert are put side by side once for all of its tokens.
+In between, where experts would get a handful of tokens each, all tokens run through all stored channels and masks do
+the rest: that costs what the dense MLP costs.
 """
 
 import functools
@@ -22,6 +24,8 @@ from torch.nn.functional import linear
 from thrifty.moe import native_kernel
 from thrifty.moe.packing import Run, common_of, runs_of
 
+MASKED_BELOW = {"cpu": 6, "cuda": 128}
+"""Tokens for each expert below which masks are faster than sorted tokens, as measured by benchmarks/moe_speed.py."""
 KERNEL_NAMES = {"SiLU": "silu", "SiLUActivation": "silu", "NewGELUActivation": "gelu", "GELUTanh": "gelu"}
 """The activations that kernels know, by the class of the module."""
 
@@ -91,7 +95,8 @@ class PackedMlp(nn.Module):
         tokens = x.reshape(-1, x.shape[-1])
         choice = self._source[0].choice if self._source else None
         name = KERNEL_NAMES.get(type(self.activation).__name__)
-        fast = native_kernel.run(self, tokens, choice, name) if name else None
+        is_few = len(tokens) <= native_kernel.FEW_TOKENS or not suits_masks(self, tokens)
+        fast = native_kernel.run(self, tokens, choice, name) if name and is_few else None
         if fast is not None:
             out, self.choice = fast
             return out.view(x.shape)
@@ -130,10 +135,29 @@ def run(
 ) -> Float[Tensor, "tokens d"]:
     """Each token through the expert `choice` names; None: all through the only expert."""
     name = KERNEL_NAMES.get(type(mlp.activation).__name__)
-    if choice is not None and name and x.is_cuda and _has_triton() and not torch.is_grad_enabled():
+    is_plain = x.dtype == mlp.up.dtype and not torch.is_grad_enabled()
+    if choice is not None and name and x.is_cuda and is_plain and _has_triton():
         return _run_kernels(mlp, x.contiguous(), choice, name)
-    out = _part(mlp, x, [(0, mlp.shape.stored)]) if choice is None else run_sorted(mlp, x, choice)
+    if choice is None:
+        out = _part(mlp, x, [(0, mlp.shape.stored)])
+    elif suits_masks(mlp, x):
+        out = run_masked(mlp, x, choice)
+    else:
+        out = run_sorted(mlp, x, choice)
     return out if mlp.out_bias is None else out + mlp.out_bias
+
+
+def suits_masks(mlp: PackedMlp, x: Float[Tensor, "tokens d"]) -> bool:
+    """Whether there are too few tokens for each expert to be worth sorting them."""
+    return len(x) < MASKED_BELOW.get(x.device.type, 0) * mlp.shape.num_experts
+
+
+def run_masked(
+    mlp: PackedMlp, x: Float[Tensor, "tokens d"], choice: Int[Tensor, " tokens"]
+) -> Float[Tensor, "tokens d"]:
+    """In PyTorch, all stored channels for every token, and those that its expert lacks set to zero."""
+    hidden = _hidden(mlp, x, [(0, mlp.shape.stored)])
+    return hidden.masked_fill(mlp.members[choice] == 0, 0.0) @ mlp.down
 
 
 def _run_kernels(mlp: PackedMlp, x: Tensor, choice: Tensor, activation: str) -> Tensor:
@@ -142,7 +166,19 @@ def _run_kernels(mlp: PackedMlp, x: Tensor, choice: Tensor, activation: str) -> 
 
     if len(x) <= MOST_TOKENS:
         return run_few(mlp, x, choice, activation)
+    if suits_masks(mlp, x):
+        return masked_in_kernels(mlp, x, choice, activation)
     return run_many(mlp, x, choice, mlp.table, activation)
+
+
+def masked_in_kernels(mlp: PackedMlp, x: Tensor, choice: Tensor, activation: str) -> Tensor:
+    """As `run_masked`, with activation and masks in one pass on a GPU."""
+    from thrifty.moe.kernels.act import gated
+
+    gate = None if mlp.gate is None else linear(x, mlp.gate, mlp.gate_bias)
+    hidden = gated(gate, linear(x, mlp.up, mlp.up_bias), activation, choice, mlp.members)
+    out = hidden @ mlp.down
+    return out if mlp.out_bias is None else out + mlp.out_bias
 
 
 @functools.cache
@@ -166,12 +202,14 @@ def run_sorted(
 
 def _part(mlp: PackedMlp, x: Float[Tensor, "tokens d"], spans: list[Run]) -> Float[Tensor, "tokens d"]:
     """What the channels in `spans` add to the output."""
-    hidden = linear(x, _rows(mlp.up, spans), _rows(mlp.up_bias, spans))
+    return _hidden(mlp, x, spans) @ _rows(mlp.down, spans)
+
+
+def _hidden(mlp: PackedMlp, x: Float[Tensor, "tokens d"], spans: list[Run]) -> Float[Tensor, "tokens channels"]:
+    raised = linear(x, _rows(mlp.up, spans), _rows(mlp.up_bias, spans))
     if mlp.gate is None:
-        hidden = mlp.activation(hidden)
-    else:
-        hidden = mlp.activation(linear(x, _rows(mlp.gate, spans), _rows(mlp.gate_bias, spans))) * hidden
-    return hidden @ _rows(mlp.down, spans)
+        return mlp.activation(raised)
+    return mlp.activation(linear(x, _rows(mlp.gate, spans), _rows(mlp.gate_bias, spans))) * raised
 
 
 def _rows(weight: Any, spans: list[Run]) -> Any:

@@ -1,4 +1,4 @@
-"""What a budget will mean, told before anything is trained: active and total parameters, size on disk, speed at best."""
+"""What a budget will mean, told before anything is trained: parameters, size on disk, speed at best."""
 
 from typing import Any
 

@@ -16,7 +16,7 @@ from thrifty.moe import calibrate, cluster
 from thrifty.moe.balance import balance_loss, expected_width, log_ratio, union, union_loss
 from thrifty.moe.distill import Teacher, divergence, hidden_states
 from thrifty.moe.job import MoeJob
-from thrifty.moe.learnt import Learnt, Table, acting, settled, top
+from thrifty.moe.learnt import Learnt, Table, acting, top
 from thrifty.moe.sites import Site
 from thrifty.moe.train import Recipe, Team, train
 
@@ -58,7 +58,7 @@ class Learning:
         return job.share + left * max(0.0, self.first - job.share)
 
     def first_settled(self, job: MoeJob) -> int:
-        """The step from which on the masks are the exported ones."""
+        """The step from which on the masks are the exported ones, and only the routers learn."""
         return job.steps - round(self.settle * job.steps)
 
 
@@ -128,7 +128,7 @@ def _loss(
     is_settled = step >= learning.first_settled(job)
     if is_settled:
         widths = learnt.settle(lambda: fitted_widths(job, chance))
-        masks = {name: settled(one, width) for (name, one), width in zip(logits.items(), widths, strict=True)}
+        masks = {name: top(one.detach(), width) for (name, one), width in zip(logits.items(), widths, strict=True)}
         noise = None
     else:
         drawn = job.generator(GATES + step)

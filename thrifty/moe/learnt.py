@@ -124,15 +124,6 @@ def top(logits: Float[Tensor, "experts channels"], width: int) -> Float[Tensor, 
     return torch.zeros_like(logits).scatter_(-1, order, 1.0)
 
 
-def settled(
-    logits: Float[Tensor, "experts channels"], width: int, temperature: float = gates.TEMPERATURE
-) -> Float[Tensor, "experts channels"]:
-    """`top` with the gradient of a sigmoid around the smallest logit that is still in: training what is exported."""
-    edge = logits.detach().topk(width, dim=-1).values[..., -1:]
-    soft = torch.sigmoid((logits - edge) / temperature)
-    return top(logits.detach(), width) - soft.detach() + soft
-
-
 @contextmanager
 def acting(
     sites: list[Site],

@@ -33,6 +33,7 @@ def of(
         contenders["shuffled"] = evaluate.with_plan(model, evaluate.shuffled(plan))
     found = evaluate.quality(model, windows, contenders, batch=_batch(model), track=track)
     shuffled = found.get("shuffled", {}).get("ppl_ratio")
+    loads = evaluate.load(model, plan, windows[:2], _batch(model)) if has_routers else {}
     history = plan.evidence.get("history")
     return {
         "method": name_of(method),
@@ -40,8 +41,8 @@ def of(
         **active(job, plan, made),
         **found["plan"],
         "ppl_ratio_shuffled": shuffled,
-        **evaluate.health(model, plan, windows[:2], _batch(model)),
-        "layers": layers(job.sites, plan, evaluate.load(model, plan, windows[:2]) if has_routers else {}),
+        **evaluate.health(job.sites, plan, loads),
+        "layers": layers(job.sites, plan, loads),
         "history": None if history is None else history.tolist(),
     }
 

@@ -128,7 +128,7 @@ def train(
         if recipe.clip:
             torch.nn.utils.clip_grad_norm_(list(learnt.values()), recipe.clip)
         optimizer.step()
-        optimizer.zero_grad(set_to_none=False)
+        optimizer.zero_grad()  # to None: what gets no gradient at a step does not move at it
         pending.append((step, facts))
         if checkpoint is not None and (step + 1) % recipe.every == 0 and step + 1 < recipe.steps and team.rank == 0:
             history, pending = _recorded(history, pending), []

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 @click.option(
     "--batch", default=64, show_default=True, type=click.IntRange(min=1), help="Images when latency is timed."
 )
+@click.option("--onnx", is_flag=True, help="Also write model.onnx, and check it with ONNX Runtime.")
 @click.option("--seed", default=0, show_default=True, type=click.IntRange(0, 2**32 - 1))
 @click.option("--resume", is_flag=True, help="Go on with the run in the folder.")
 @click.option("--overwrite", is_flag=True, help="Start anew although the folder holds files.")
@@ -46,10 +47,28 @@ def prune(model: str, output: Path, json_file: Path | None, resume: bool, overwr
     method = _method(options["method"], options["pairs"])
     training = _training(options["train_pairs"], options["epochs"])
     _check_output(output, resume, overwrite)
+    if options["onnx"]:
+        _check_onnx()
     job = _job(model, training, output, resume, options)
     click.echo(_told(model, job), err=True)
     with progress.shown() as track:
         _finish(model, method, job, track, options["batch"], json_file, start)
+    if options["onnx"]:
+        _export(job, output)
+
+
+def _check_onnx() -> None:
+    """Better now than after hours of training."""
+    from thrifty.prune.compact import check_onnx
+
+    check_onnx()
+
+
+def _export(job: "PruneJob", output: Path) -> None:
+    from thrifty.prune.compact import export_onnx, load
+
+    difference = export_onnx(load(job.model, output), job.coupling.inputs, output / "model.onnx")
+    click.echo(f"ONNX: {output / 'model.onnx'}, equal up to {difference:.1e}")
 
 
 def _method(name: str, texts: tuple[str, ...]) -> Any:

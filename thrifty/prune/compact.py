@@ -2,6 +2,7 @@
 definition, without pickle."""
 
 import copy
+import importlib.util
 import json
 import logging
 import warnings
@@ -86,13 +87,9 @@ def export_onnx(model: nn.Module, inputs: tuple[Any, ...], path: Path, tolerance
     `ModelError` where the packages are missing (`pip install thrifty[prune]`), the model cannot be exported, or the
     difference is above `tolerance` times the largest output.
     """
-    try:
-        import onnxruntime
-        import onnxscript  # noqa: F401 -- torch.onnx asks for it later, less clearly
-    except ImportError as error:
-        raise ModelError(
-            f"ONNX needs {error.name}, which is not installed; run: pip install 'thrifty[prune]'"
-        ) from error
+    check_onnx()
+    import onnxruntime
+
     model = copy.deepcopy(model).eval().cpu()
     inputs = tuple(value.cpu() if isinstance(value, Tensor) else value for value in inputs)
     free = tuple({0: torch.export.Dim.AUTO} if isinstance(value, Tensor) and value.ndim else None for value in inputs)
@@ -115,6 +112,13 @@ def export_onnx(model: nn.Module, inputs: tuple[Any, ...], path: Path, tolerance
     if not difference <= tolerance * max(scale, 1.0):
         raise ModelError(f"{path}: ONNX Runtime differs by {difference:.3g} from the network; do not use this file")
     return difference
+
+
+def check_onnx() -> None:
+    """Raise `ModelError` where a package that ONNX files need is missing."""
+    for name in ("onnx", "onnxruntime", "onnxscript"):
+        if importlib.util.find_spec(name) is None:
+            raise ModelError(f"ONNX needs {name}, which is not installed; run: pip install 'thrifty[prune]'")
 
 
 @contextmanager

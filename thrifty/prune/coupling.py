@@ -125,7 +125,7 @@ def coupling_of(model: nn.Module, example_inputs: tuple[Any, ...], *, is_tried: 
 
     Raises `ModelError` where `torch.export` cannot capture it. Without `is_tried` the groups are believed, not tried.
     """
-    from thrifty.prune.capture import walked
+    from thrifty.prune.capture import walked  # here, since these build on the classes above
     from thrifty.prune.partition import partition
 
     double = copy.deepcopy(model).cpu().eval()
@@ -138,15 +138,17 @@ def coupling_of(model: nn.Module, example_inputs: tuple[Any, ...], *, is_tried: 
 
 
 def _tried(model: nn.Module, coupling: Coupling) -> Coupling:
-    """Freeze every group whose small network does not equal the masked one, or does not run."""
+    """Freeze every group with which the small network does not equal the masked one, or does not run."""
     from thrifty.prune.trial import trouble
 
     groups = coupling.prunable(residual=True)
     if not trouble(model, coupling, groups):
         return coupling
-    reasons = {group.name: trouble(model, coupling, (group,)) for group in groups}
-    tried = tuple(replace(group, reason=group.reason or reasons[group.name]) for group in coupling.groups)
-    left = replace(coupling, groups=tried)
-    if together := trouble(model, left, left.prunable(residual=True)):
-        raise ModelError(f"the groups of {type(model).__name__} work one by one but not together: {together}")
-    return left
+    sound: list[Group] = []
+    reasons: dict[str, str] = {}
+    for group in groups:
+        reasons[group.name] = trouble(model, coupling, [*sound, group])
+        if not reasons[group.name]:
+            sound.append(group)
+    tried = [replace(group, reason=group.reason or reasons[group.name]) for group in coupling.groups]
+    return replace(coupling, groups=tuple(tried))

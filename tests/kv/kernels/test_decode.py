@@ -4,12 +4,14 @@ On a CPU with Triton installed, `TRITON_INTERPRET=1 pytest tests/kv/kernels` run
 rounding.
 """
 
+import functools
 from typing import Any
 
 import pytest
 import torch
 
 from thrifty.kv.blocks import encode
+from thrifty.kv.cache import CompressedLayer
 from thrifty.kv.codecs.hack import Hack
 from thrifty.kv.pages import Pages
 
@@ -81,6 +83,43 @@ def test_rows_of_any_lengths_attend_through_a_table_of_pages(kernels: Any) -> No
     for index, row in enumerate(rows):
         one = slice(index, index + 1)
         assert kernels.error(found[one], kernels.exact(codec, q[one], row)) < 5e-3
+
+
+@pytest.mark.parametrize("settings", [{"k_bits": 4}, {"fit": "unbiased", "rotation": "all"}], ids=str)
+def test_codec_attends_on_pages_in_the_channels_of_its_codes(
+    kernels: Any, monkeypatch: pytest.MonkeyPatch, settings: dict
+) -> None:
+    codec, decode = Hack(**settings), decode_module()
+    tuned = functools.partial(decode.attend_pages, tuning=decode.Tuning(assembly=kernels.has_gpu))
+    monkeypatch.setattr(decode, "attend_pages", tuned)
+    rows = [encode(codec, *kernels.sample(1, 1, 1, length, 64, torch.bfloat16)[1:]) for length in (150, 10, 70)]
+    q = torch.randn(3, 2, 1, 64, device=kernels.device).bfloat16()
+    found = codec.attend_pages(q, Pages.of(rows, 1), 64**-0.5)
+    for index, row in enumerate(rows):
+        one = slice(index, index + 1)
+        assert kernels.error(found[one], kernels.exact(codec, q[one], row)) < 1e-2
+
+
+@pytest.mark.gpu
+def test_a_padded_batch_decodes_in_one_launch(gpu: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    decode, called = decode_module(), []
+    attend_pages = decode.attend_pages
+    monkeypatch.setattr(decode, "attend_pages", lambda *given: called.append(1) or attend_pages(*given))
+    lengths = torch.tensor([900, 300, 75])
+    real = torch.arange(900) >= 900 - lengths[:, None]
+    layers = [CompressedLayer(codec) for codec in (Hack(), Hack(kernel="reference"))]
+    given = gpu.sample(3, 2, 4, 900, 128, torch.bfloat16, new=900)
+    for layer in layers:
+        layer.update(*given[1:])
+        layer.attend(*given, real, 128**-0.5)
+    for _ in range(80):
+        step = gpu.sample(3, 2, 4, 1, 128, torch.bfloat16)
+        outs = []
+        for layer in layers:
+            layer.update(*step[1:])
+            outs.append(layer.attend(*step, torch.ones(3, 1, dtype=torch.bool), 128**-0.5))
+        assert gpu.error(outs[0], outs[1]) < 2e-2
+    assert len(called) == 79
 
 
 @pytest.mark.gpu

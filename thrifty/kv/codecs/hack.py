@@ -19,6 +19,7 @@ from thrifty import settings
 from thrifty.errors import SettingError
 from thrifty.kv import consistent, dense, homomorphic, native_kernel
 from thrifty.kv.blocks import Blocks, Coded, HeadShape, Side, encode
+from thrifty.kv.pages import Pages
 from thrifty.kv.quantise import pack, position_noise, quantise, quantise_unbiased, unpack
 from thrifty.kv.rotation import rotate
 
@@ -190,6 +191,27 @@ class Hack:
         turned = self._turn(q, "k").to(q.dtype)
         mixed = prefill.attend(turned, held, after.num_tokens, self.k_bits, self.v_bits, group, scale)
         return after, self._turn(mixed, "v").to(q.dtype)
+
+    def suits_pages(self, q: Float[Tensor, "rows q_heads 1 d"], rows: list[Blocks]) -> bool:
+        """Where the kernel for GPUs knows every row that has codes, and all sinks are there."""
+        return (
+            self.kernel == "auto"
+            and q.is_cuda
+            and all(row.k.lengths[0] == self.num_sinks for row in rows)
+            and any(row.k.closed for row in rows)
+            and all(self._suits_triton(q, row) for row in rows if row.k.closed)
+        )
+
+    def attend_pages(self, q: Float[Tensor, "rows q_heads 1 d"], pages: Pages, scale: float) -> Tensor:
+        """All rows in one launch, on the codes."""
+        from thrifty.kv.kernels import decode
+
+        dense = {name: getattr(pages, name) for name in ("sink_k", "sink_v", "open_k", "open_v")}
+        turned = {name: self._turn(x, name[-1]).to(x.dtype) for name, x in dense.items()}
+        query = self._turn(q, "k").to(q.dtype)
+        bits, group = (self.k_bits, self.v_bits), self._group(q.shape[-1])
+        mixed = decode.attend_pages(query, replace(pages, **turned), *bits, group, scale)
+        return self._turn(mixed, "v").to(q.dtype)
 
     def _suits_triton(self, q: Tensor, blocks: Blocks) -> bool:
         if self.layout != "atc" or self.rounding != "nearest" or not find_spec("triton"):

@@ -1,13 +1,13 @@
 # ruff: noqa: ANN001, ANN201, ANN202 -- Triton compiles this: no annotations, no unpacking of tuples
 # pyright: reportMissingImports=false, reportIndexIssue=false, reportOptionalSubscript=false, reportOptionalMemberAccess=false
-"""Activations inside kernels, and gate and up projections side by side turned into hidden channels in one pass."""
+"""Activations inside kernels, and gate and up projections turned into hidden channels in one pass."""
 
 from typing import no_type_check
 
 import torch
 import triton
 import triton.language as tl
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 
@@ -24,21 +24,38 @@ def activated(x, ACTIVATION: tl.constexpr):
 
 @triton.jit
 @no_type_check
-def _gated(gate_up, out, size, width, ACTIVATION: tl.constexpr, BLOCK: tl.constexpr):
+def _gated(
+    gate, up, choice, members, out, size, width, stride,
+    ACTIVATION: tl.constexpr, HAS_GATE: tl.constexpr, ROUTED: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
     at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     is_here = at < size
-    first = (at // width) * 2 * width + at % width
-    gate = tl.load(gate_up + first, mask=is_here, other=0.0).to(tl.float32)
-    up = tl.load(gate_up + first + width, mask=is_here, other=0.0).to(tl.float32)
-    tl.store(out + at, (activated(gate, ACTIVATION) * up).to(out.dtype.element_ty), mask=is_here)
+    row, column = at // width, at % width
+    value = tl.load(up + row * stride + column, mask=is_here, other=0.0).to(tl.float32)
+    if HAS_GATE:
+        value *= activated(tl.load(gate + row * stride + column, mask=is_here, other=0.0).to(tl.float32), ACTIVATION)
+    else:
+        value = activated(value, ACTIVATION)
+    if ROUTED:
+        expert = tl.load(choice + row, mask=is_here, other=0).to(tl.int64)
+        is_member = tl.load(members + expert * width + column, mask=is_here, other=0) > 0
+        value = tl.where(is_member, value, 0.0)
+    tl.store(out + at, value.to(out.dtype.element_ty), mask=is_here)
 
 
-def gated(gate_up: Float[Tensor, "tokens two_width"], activation: str) -> Float[Tensor, "tokens width"]:
-    """`activation(gate) * up` of rows that hold gate and up one after the other."""
-    width = gate_up.shape[1] // 2
-    out = torch.empty(gate_up.shape[0], width, dtype=gate_up.dtype, device=gate_up.device)
+def gated(
+    gate: Float[Tensor, "tokens width"] | None, up: Float[Tensor, "tokens width"], activation: str,
+    choice: Int[Tensor, " tokens"] | None = None, members: Tensor | None = None,
+) -> Float[Tensor, "tokens width"]:  # fmt: skip
+    """`activation(gate) * up`, or `activation(up)`, in one pass; with `choice` and `members` (experts, width) zero
+    where the token's expert lacks the channel. Gate and up may be halves of the same rows."""
+    out = torch.empty(up.shape, dtype=up.dtype, device=up.device)
+    assert up.stride(1) == 1
+    assert gate is None or gate.stride() == up.stride()
     if out.numel():
         _gated[(triton.cdiv(out.numel(), 2048),)](
-            gate_up.contiguous(), out, out.numel(), width, activation, BLOCK=2048, num_warps=8
-        )
+            up if gate is None else gate, up, up if choice is None else choice, up if members is None else members,
+            out, out.numel(), out.shape[1], up.stride(0), activation, gate is not None, choice is not None,
+            BLOCK=2048, num_warps=8,
+        )  # fmt: skip
     return out

@@ -18,12 +18,11 @@ class DispLlm:
     """
 
     start: Literal["clustered", "published"] = "published"
-    rate: float = 2e-3
+    rate: float = 5e-3
     decay: float = 0.05
     limit: float = 16.0
     first: float = 0.75
     anneal: float = 0.3
-    settle: float = 0.4
 
     def __post_init__(self) -> None:
         """Refuse what cannot be trained."""
@@ -49,5 +48,5 @@ class DispLlm:
             spread=3.0,
             first=self.first,
             anneal=self.anneal,
-            settle=self.settle,
+            settle=0.0,
         )

@@ -22,15 +22,15 @@ class Tomoe:
       from clusters of the MLP's inputs alone; `published`: every gate open and all experts alike); `spread` is the
       standard deviation of the first logits;
     - the budget falls from `first` to what is asked in the first `anneal` of the steps;
-    - in the last `settle` of the steps masks and routes are those of the export, without noise, and every expert has
-      the width that it will have;
+    - in the last `settle` of the steps the masks are those of the export, without noise, and only the routers learn.
+      (Masks that learn without noise get worse: straight-through gradients need gates that open and close.)
     - `logits="free"` learns a number for every expert and channel in place of the controller.
     """
 
     num_experts: int = 8
     start: Literal["clustered", "centroids", "published"] = "clustered"
     logits: Literal["controller", "free"] = "controller"
-    rate: float = 2e-3
+    rate: float = 5e-3
     decay: float = 0.05
     distil: float = 2.0
     limit: float = 16.0
@@ -39,7 +39,7 @@ class Tomoe:
     spread: float = 3.0
     first: float = 0.75
     anneal: float = 0.3
-    settle: float = 0.4
+    settle: float = 0.1
 
     def __post_init__(self) -> None:
         """Refuse what cannot be trained."""
