@@ -11,6 +11,7 @@ ROOT = Path(__file__).parents[1]
 
 
 SAYS = {"generate": "Paris", "trust": "doubt", "prune_own_loop": "small network", "prune_accelerate": "are left"}
+SAYS |= {"moe_experts": "half of each MLP active"}
 
 
 @pytest.mark.parametrize("example", sorted((ROOT / "examples").glob("*.py")), ids=lambda path: path.stem)

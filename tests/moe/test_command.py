@@ -1,6 +1,9 @@
 """`thrifty moe`: a folder and a report, or one clear line and nothing at all."""
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -170,3 +173,17 @@ def test_a_full_disk_leaves_nothing_half_written(folder, texts, tmp_path, capsys
     said = refused(asked(folder, texts, "-o", str(tmp_path / "out"), "--method", "magnitude"), capsys)
     assert "No space left" in said
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+def test_two_processes_write_one_folder(folder, texts, tmp_path) -> None:
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
+    (tmp_path / "thrifty").write_text("from thrifty.cli import main\nmain()\n")
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_machines", "1"]
+    launch += ["--mixed_precision", "no", "--dynamo_backend", "no", "--num_processes", "2", str(tmp_path / "thrifty")]
+    more = ["-o", str(tmp_path / "out"), "--json", str(tmp_path / "r.json")]
+    done = subprocess.run([*launch, *asked(folder, texts, *more)], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "out" / "config.json").exists()
+    assert json.loads((tmp_path / "r.json").read_text())["ppl_ratio"] > 0
+    assert done.stdout.count("as a mixture of experts") == 1

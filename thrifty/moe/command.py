@@ -55,7 +55,6 @@ def moe(model: str, json_file: Path | None, out: Path | None, overwrite: bool, *
     which channels of each MLP a token needs. Works under `accelerate launch` as well.
     """
     from thrifty.moe.cost import check_ratio
-    from thrifty.moe.train import Team
 
     start = time.perf_counter()
     check_ratio(options["active"])
@@ -67,7 +66,7 @@ def moe(model: str, json_file: Path | None, out: Path | None, overwrite: bool, *
         checkpoint = _check_output(options["output"], overwrite, options["resume"], options["save_plan"])
         with progress.shown() as track:
             report = _converted(model, method, options, checkpoint, overwrite, track, start)
-    if Team.here().rank == 0:
+    if report is not None:
         report.print()
         console.write(report, json_file, out, overwrite, measured_only=not options["dry_run"])
 
@@ -95,7 +94,7 @@ def _check_output(output: Path | None, overwrite: bool, resume: bool, save_plan:
             raise OutputError(
                 f"{checkpoint} is there, of an interrupted training; add --resume to go on or --overwrite to start over"
             )
-        checkpoint.unlink()
+        checkpoint.unlink(missing_ok=True)
     return checkpoint
 
 
@@ -132,11 +131,14 @@ def _forecast(model: str, method: Any, options: dict[str, Any], start: float) ->
 
 def _converted(
     model: str, method: Any, options: dict[str, Any], checkpoint: Path, overwrite: bool, track: Any, start: float
-) -> "Report":
+) -> "Report | None":
+    """The report; of several processes only the first has one."""
     from thrifty import llm
     from thrifty.moe import report, run
+    from thrifty.moe.train import Team
     from thrifty.report import provenance
 
+    team = Team.here()  # before the model is loaded: `cuda` is then the device of this process
     language = llm.load(model, options["dtype"], options["device"])
     asked = run.Asked(
         active=options["active"],
@@ -155,6 +157,8 @@ def _converted(
         seed=options["seed"],
     )
     done = run.run(language, method, asked, checkpoint, options["output"], overwrite, options["save_plan"], track)
+    if team.rank > 0:
+        return None
     title = f"{model} as a mixture of experts by {options['method']}"
     notes = [f"written to {options['output']} ({options['layout']} layout)", *done.notes]
     return report.report(title, done.rows, provenance(console.command(), time.perf_counter() - start), notes)
