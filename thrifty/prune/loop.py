@@ -173,10 +173,9 @@ class Loop:
             return facts
         facts["longest_dropped"] = float((self.projection.norms() * (1 - self._kept)).max())
         if measure is not None and self.phase != "warm-up":
+            facts["accuracy_whole"] = measure(network)
             with masked(network, self.groups, self.mask):
                 facts["accuracy_masked"] = measure(network)
-        if measure is not None:
-            facts["accuracy_whole"] = measure(network)
         return facts
 
     @property

@@ -101,6 +101,7 @@ class Run:
         self._extra_states: dict[str, dict[str, Any]] = {}
         self._pool_is_rest = False
         self._is_stopped = False
+        self._held_out: list[tuple[Tensor, Tensor]] | None = None
         self._status = "training"
         if job.folder is not None and job.resume:
             self._load(checkpoint.load(job.folder, self._about(), job.device))
@@ -112,8 +113,6 @@ class Run:
         torch.manual_seed(mixed(self.job.seed, self.done))
         if self._random is not None:
             torch.set_rng_state(self._random)
-        if self.job.device.type == "cuda":
-            self._exits.enter_context(torch.backends.cudnn.flags(enabled=True, benchmark=True))
         if threading.current_thread() is threading.main_thread():
             before = signal.signal(signal.SIGINT, self._stop)
             self._exits.callback(signal.signal, signal.SIGINT, before)
@@ -189,8 +188,10 @@ class Run:
 
     def held_out_accuracy(self, model: nn.Module) -> float:
         """The share of the held-out images that a network tells right."""
+        if self._held_out is None:
+            self._held_out = list(self.batches.plain(self.job.images.train.take(self.holdout)))
         with self.precision:
-            return evaluate.accuracy(model, self.batches.plain(self.job.images.train.take(self.holdout)))
+            return evaluate.accuracy(model, self._held_out)
 
     @property
     def precision(self) -> torch.autocast:
