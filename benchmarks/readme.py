@@ -161,6 +161,7 @@ TABLES = {
     "docs/kv.md": {
         "kv.jsonl": quality,
         "kv_merged.jsonl": beyond,
+        "kv_by_head.jsonl": beyond,
         "kv_quality.jsonl": beyond,
         "kv_cpu.jsonl": speed,
         "kv_gpu.jsonl": gpu,

@@ -55,8 +55,8 @@ class Paged:
     inner: Hack
     steps: list[int] = field(default_factory=list)
 
-    def suits_pages(self, q: Tensor, rows: list[Blocks]) -> bool:
-        return any(row.k.closed for row in rows)
+    def suits_pages(self, q: Tensor, groups: list[Blocks]) -> bool:
+        return any(group.k.closed for group in groups)
 
     def attend_pages(self, q: Tensor, pages: Pages, scale: float) -> Tensor:
         self.steps.append(q.shape[0])

@@ -224,13 +224,15 @@ class CompressedLayer(CacheLayerMixin):
     def _is_in_pages(self, q: Tensor) -> bool:
         """Whether a step is done in pages: where rows of several lengths have taken steps undisturbed, so that moving
         them into pages, and out again when they are disturbed, pays."""
-        if self._paged is None and self._is_steady and len(self._groups) > 1 and isinstance(self.codec, PagedCodec):
-            place = {row: (group, index) for group in self._groups for index, row in enumerate(group.rows)}
-            rows = [group.blocks.rows(torch.tensor([index])) for _, (group, index) in sorted(place.items())]
-            if not self.record_past and self.codec.suits_pages(q, rows):
-                self._paged = PagedRows(rows, self.codec)
-                self._groups = []
-        return self._paged is not None and not self.record_past
+        if self._paged is not None or self.record_past or not self._is_steady or len(self._groups) < 2:
+            return self._paged is not None and not self.record_past
+        codec, held = self.codec, [group.blocks for group in self._groups]
+        if not isinstance(codec, PagedCodec) or not codec.suits_pages(q, held):
+            return False
+        place = {row: (group, index) for group in self._groups for index, row in enumerate(group.rows)}
+        rows = [group.blocks.rows(torch.tensor([index])) for _, (group, index) in sorted(place.items())]
+        self._paged, self._groups = PagedRows(rows, codec), []
+        return True
 
     def _attend_pages(self, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
         assert self._paged is not None

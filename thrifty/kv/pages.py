@@ -85,8 +85,8 @@ class Pages:
 class PagedCodec(Protocol):
     """A codec that can attend on rows of different lengths at once, in pages."""
 
-    def suits_pages(self, q: Float[Tensor, "rows q_heads 1 d"], rows: list[Blocks]) -> bool:
-        """Whether it can for these queries and rows."""
+    def suits_pages(self, q: Float[Tensor, "rows q_heads 1 d"], groups: list[Blocks]) -> bool:
+        """Whether it can for these queries and rows, in groups of one length."""
         ...
 
     def attend_pages(

@@ -192,14 +192,14 @@ class Hack:
         mixed = prefill.attend(turned, held, after.num_tokens, self.k_bits, self.v_bits, group, scale)
         return after, self._turn(mixed, "v").to(q.dtype)
 
-    def suits_pages(self, q: Float[Tensor, "rows q_heads 1 d"], rows: list[Blocks]) -> bool:
+    def suits_pages(self, q: Float[Tensor, "rows q_heads 1 d"], groups: list[Blocks]) -> bool:
         """Where the kernel for GPUs knows every row that has codes, and all sinks are there."""
         return (
             self.kernel == "auto"
             and q.is_cuda
-            and all(row.k.lengths[0] == self.num_sinks for row in rows)
-            and any(row.k.closed for row in rows)
-            and all(self._suits_triton(q, row) for row in rows if row.k.closed)
+            and all(group.k.lengths[0] == self.num_sinks for group in groups)
+            and any(group.k.closed for group in groups)
+            and all(self._suits_triton(q, group) for group in groups if group.k.closed)
         )
 
     def attend_pages(self, q: Float[Tensor, "rows q_heads 1 d"], pages: Pages, scale: float) -> Tensor:
