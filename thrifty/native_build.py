@@ -20,6 +20,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 LIBRARY = "kernels.so"
+VARIANTS = ("avx512", "avx2", "portable")
 WAIT_SECONDS = 300.0
 _log = logging.getLogger(__name__)
 
@@ -116,6 +117,22 @@ def load(path: Path, version: int) -> ctypes.CDLL:
     loaded.thrifty_variant.restype = ctypes.c_char_p
     loaded.thrifty_variant.argtypes = (ctypes.c_char_p,)
     return loaded
+
+
+@functools.cache
+def variant(library: ctypes.CDLL, asked: str) -> str:
+    """Which of `VARIANTS` runs: the one that is asked for, or the fastest for an empty text.
+
+    Raises `SettingError` for one that does not exist, or that this machine cannot run.
+    """
+    from thrifty.errors import SettingError  # not at the top: the wheel build has no package yet
+
+    if asked and asked not in VARIANTS:
+        raise SettingError(f"THRIFTY_NATIVE={asked}; use 0 or one of {', '.join(VARIANTS)}")
+    found = library.thrifty_variant(asked.encode())
+    if found is None:
+        raise SettingError(f"THRIFTY_NATIVE={asked}, which this machine cannot run; use another of {VARIANTS} or none")
+    return found.decode()
 
 
 @functools.cache

@@ -15,12 +15,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from thrifty import native_build
-from thrifty.errors import SettingError
 from thrifty.kv.blocks import Blocks, Side
 
 SOURCES = Path(__file__).parent / "native"
 VERSION = 1
-VARIANTS = ("avx512", "avx2", "portable")
+VARIANTS = native_build.VARIANTS
 MAX_DIM, MAX_GROUPS, MAX_TOKENS = 256, 16, 128
 _TYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
 
@@ -54,7 +53,7 @@ def variant() -> str | None:
     asked = os.environ.get("THRIFTY_NATIVE", "")
     if asked == "0" or (library := _library()) is None:
         return None
-    return _variant(library, asked)
+    return native_build.variant(library, asked)
 
 
 def attend(
@@ -116,16 +115,6 @@ def _side(side: Side, bits: int) -> _Side:
 def _view(tensor: Tensor) -> _View:
     size, (row, head, *_) = tensor.element_size(), tensor.stride()
     return _View(tensor.data_ptr(), row * size, head * size)
-
-
-@functools.cache
-def _variant(library: ctypes.CDLL, asked: str) -> str:
-    if asked and asked not in VARIANTS:
-        raise SettingError(f"THRIFTY_NATIVE={asked}; use 0 or one of {', '.join(VARIANTS)}")
-    found = library.thrifty_variant(asked.encode())
-    if found is None:
-        raise SettingError(f"THRIFTY_NATIVE={asked}, which this machine cannot run; use another of {VARIANTS} or none")
-    return found.decode()
 
 
 @functools.cache

@@ -17,11 +17,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from thrifty import native_build
-from thrifty.errors import SettingError
 
 SOURCES = Path(__file__).parent / "native"
 VERSION = 1
-VARIANTS = ("avx512", "avx2", "portable")
+VARIANTS = native_build.VARIANTS
 FEW_TOKENS, MOST_TOKENS = 8, 2048
 _TYPES = {torch.float32: 0, torch.bfloat16: 1}
 _ACTIVATIONS = {"silu": 0, "gelu": 1}
@@ -46,7 +45,7 @@ def variant() -> str | None:
     asked = os.environ.get("THRIFTY_NATIVE", "")
     if asked == "0" or (library := _library()) is None:
         return None
-    return _variant(library, asked)
+    return native_build.variant(library, asked)
 
 
 def run(
@@ -88,16 +87,6 @@ def _suits(mlp: Any, x: Tensor) -> bool:
         and (mlp.router is None or mlp.router.dtype == torch.float32)
         and all(weight.is_contiguous() for weight in mlp.parameters())
     )
-
-
-@functools.cache
-def _variant(library: ctypes.CDLL, asked: str) -> str:
-    if asked and asked not in VARIANTS:
-        raise SettingError(f"THRIFTY_NATIVE={asked}; use 0 or one of {', '.join(VARIANTS)}")
-    found = library.thrifty_variant(asked.encode())
-    if found is None:
-        raise SettingError(f"THRIFTY_NATIVE={asked}, which this machine cannot run; use another of {VARIANTS} or none")
-    return found.decode()
 
 
 @functools.cache
