@@ -84,7 +84,8 @@ class Bench:
             plan, about = self.plan(one, corpus)
             facts |= about | {"seconds_plan": time.perf_counter() - start}
             loads = evaluate.load(model, plan, corpus.held_out[:8], self.batch)
-            facts |= evaluate.health(found(model), plan, loads)
+            health = evaluate.health(found(model), plan, loads)
+            facts |= {"widths_found" if key == "widths" else key: value for key, value in health.items()}
             contenders = {"plan": evaluate.with_plan(model, plan)}
             if any(name.endswith(".router") for name in plan.evidence):
                 contenders["shuffled"] = evaluate.with_plan(model, evaluate.shuffled(plan))

@@ -10,8 +10,10 @@ def moe(rows: Rows) -> str:
     """Every method at every budget: perplexity against the dense model, the mean over seeds."""
     rows = [row for row in rows if row["on"] != "held-out"]
     dense = next(row for row in rows if row["method"] == "dense")
+    machine = dense["provenance"]["machine"]
+    where = machine.get("gpu") or machine["cpu"]
     lines = [
-        f"`benchmarks/moe.py`, {rows[0]['model']}, {dense['windows']} windows of {dense['window']} tokens of "
+        f"`benchmarks/moe.py`, {rows[0]['model']}, {where}, {dense['windows']} windows of {dense['window']} tokens of "
         f"{dense['on']}; dense perplexity {dense['ppl']:.2f}. Ratios to it, mean over seeds (n, with the range); "
         "active parameters of the MLPs, of the blocks (as the paper counts) and of the whole model; training tokens.",
         "",
@@ -44,7 +46,7 @@ def _line(key: tuple[Any, ...], rows: Rows, mean: float) -> str:
         else "–"
         for scope in ("mlp", "blocks", "model")
     ]
-    tokens = f"{row['tokens'] / 1e6:.1f} M" if "tokens" in row else "–"
+    tokens = f"{row['tokens']:,}" if "tokens" in row else "–"
     name = f"{method} ({told})" if told else method
     cells = [
         name,
