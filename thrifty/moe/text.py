@@ -1,5 +1,6 @@
 """Text to learn from: files, folders or known texts as windows of tokens, and never the text that is measured on."""
 
+import importlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -156,13 +157,13 @@ def _folder(folder: Path) -> str:
 
 def _hugging_face(name: str) -> str:
     try:
-        import datasets
+        datasets = importlib.import_module("datasets")
     except ImportError as error:
         raise DataError(f"hf:{name} needs the library datasets; run: pip install datasets") from error
     path, _, split = name.partition(":")
     try:
         rows = datasets.load_dataset(path, split=split or "train")
-        return "\n".join(rows["text"])  # type: ignore[index]
+        return "\n".join(rows["text"])
     except Exception as error:  # datasets raises many kinds; each means that there is no text to be had
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise DataError(f"hf:{name} cannot be read as a text: {first}; name a data set with a column text") from error
