@@ -58,3 +58,30 @@ def _line(key: tuple[Any, ...], rows: Rows, mean: float) -> str:
         tokens,
     ]
     return f"| {' | '.join(cells)} |"
+
+
+def cpu_speed(rows: Rows) -> str:
+    """Tokens through the whole model on a CPU, dense against both layouts."""
+    first = rows[0]
+    names = {"dense": "dense", "packed": "`tomoe`", "copies": "`standard`"}
+    lines = [
+        f"`{first['command'].partition(' --out')[0]}`, {first['machine']}, {first['model']}, {first['dtype']}, "
+        f"{first['experts']} experts of {first['active']:.0%} of the channels, taking turns: median milliseconds (times "
+        "as fast as dense, by the median and by the fastest rounds).",
+        "",
+        f"| what | {' | '.join(names.values())} |",
+        f"| --- |{' ---: |' * len(names)}",
+    ]
+    for what in dict.fromkeys(row["what"] for row in rows):
+        here = {row["contender"]: row for row in rows if row["what"] == what}
+        cells = [
+            f"{here[name]['ms']:.1f}"
+            + (
+                ""
+                if name == "dense"
+                else f" ({here[name]['times_dense']:.2f}, {here[name]['times_dense_fastest']:.2f})"
+            )
+            for name in names
+        ]
+        lines.append(f"| {what} | {' | '.join(cells)} |")
+    return "\n".join(lines)

@@ -20,7 +20,7 @@ from thrifty.prune.unpruned import Unpruned
 from thrifty.report import Report, provenance
 
 KEEP = "flops=50%"
-TRAINING = Training(epochs=8, batch_size=64, learning_rate=0.1)
+TRAINING = Training(epochs=10, batch_size=64, learning_rate=0.1)
 METHODS = ("ato", "uniform")
 
 
