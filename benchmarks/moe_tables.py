@@ -66,8 +66,8 @@ def cpu_speed(rows: Rows) -> str:
     names = {"dense": "dense", "packed": "`tomoe`", "copies": "`standard`"}
     lines = [
         f"`{first['command'].partition(' --out')[0]}`, {first['machine']}, {first['model']}, {first['dtype']}, "
-        f"{first['experts']} experts of {first['active']:.0%} of the channels, taking turns: median milliseconds (times "
-        "as fast as dense, by the median and by the fastest rounds).",
+        f"{first['experts']} experts of {first['active']:.0%} of the channels, taking turns: median milliseconds "
+        "(times as fast as dense, by the median and by the fastest rounds).",
         "",
         f"| what | {' | '.join(names.values())} |",
         f"| --- |{' ---: |' * len(names)}",
