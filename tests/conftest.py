@@ -1,6 +1,7 @@
 """Every test runs with the shapes in signatures checked, from the same seed, and without a crowd of threads."""
 
 import random
+import sys
 
 import pytest
 from jaxtyping import install_import_hook
@@ -30,3 +31,21 @@ def _seeded() -> None:
     random.seed(SEED)
     numpy.random.seed(SEED)
     torch.manual_seed(SEED)
+
+
+@pytest.fixture
+def command_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    """Run `thrifty ...`; return status, stdout with single spaces between words, and stderr."""
+    from thrifty import cli
+
+    def run(*words: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["thrifty", *map(str, words)])
+        try:
+            cli.main()
+            status = 0
+        except SystemExit as stop:
+            status = int(stop.code or 0)
+        out, error = capsys.readouterr()
+        return status, " ".join(out.split()), error
+
+    return run

@@ -1,13 +1,12 @@
 """Small signed graphs for the tests."""
 
-import sys
+import functools
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from thrifty import cli
 from thrifty.graph.signed import SignedGraph
 from thrifty.graph.writing import edge_columns, write_table
 
@@ -59,17 +58,6 @@ def people(planted: SignedGraph, tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def thrifty(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+def thrifty(command_line):
     """Run `thrifty graph ...`; return status, stdout with single spaces between words, and stderr."""
-
-    def run(*words: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["thrifty", "graph", *map(str, words)])
-        try:
-            cli.main()
-            status = 0
-        except SystemExit as stop:
-            status = int(stop.code or 0)
-        out, error = capsys.readouterr()
-        return status, " ".join(out.split()), error
-
-    return run
+    return functools.partial(command_line, "graph")

@@ -1,6 +1,7 @@
 """Small networks and few images for the tests of pruning."""
 
 import copy
+import functools
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -9,7 +10,6 @@ from typing import Any
 import pytest
 import torch
 
-from thrifty import cli
 from thrifty.prune import images
 from thrifty.prune.images import Images
 from thrifty.prune.job import PruneJob
@@ -48,17 +48,6 @@ def fresh(job: PruneJob, **changes: Any) -> PruneJob:
 
 
 @pytest.fixture
-def thrifty(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+def thrifty(command_line):
     """Run `thrifty prune ...`; return status, stdout with single spaces between words, and stderr."""
-
-    def run(*words: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["thrifty", "prune", *map(str, words)])
-        try:
-            cli.main()
-            status = 0
-        except SystemExit as stop:
-            status = int(stop.code or 0)
-        out, error = capsys.readouterr()
-        return status, " ".join(out.split()), error
-
-    return run
+    return functools.partial(command_line, "prune")
