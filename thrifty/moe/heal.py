@@ -51,15 +51,16 @@ class Heal:
         teacher = Teacher(job.model, job.corpus)
         head, team = student.get_output_embeddings(), Team.here()
 
-        def loss(step: int) -> tuple[Tensor, dict[str, Tensor]]:
+        def gradients(step: int) -> dict[str, Tensor]:
             ids, wanted = teacher.read(team.part(job.corpus.places(step, job.batch)))
             apart = divergence(hidden_states(student, ids), wanted.to(student.dtype), head)
-            return apart, {"kl": apart.detach()}
+            apart.backward()
+            return {"kl": apart.detach()}
 
         with masked(student, plan):
             train(
                 learnt,
-                loss,
+                gradients,
                 Recipe(self.steps, self.rate or RATES[self.how], decay=0.0, clip=1.0),
                 checkpoint=None,
                 identity="",

@@ -95,8 +95,11 @@ class MoeJob:
 
     def generator(self, purpose: int = 0) -> torch.Generator:
         """Random numbers on the model's device that follow from the seed and `purpose` alone."""
-        generator = torch.Generator(self.model.device)
-        return generator.manual_seed((self.seed * 1_000_003 + purpose) % 2**63)
+        return torch.Generator(self.model.device).manual_seed(self.seed_of(purpose))
+
+    def seed_of(self, purpose: int) -> int:
+        """The seed of those random numbers."""
+        return (self.seed * 1_000_003 + purpose) % 2**63
 
     def calibration_windows(self) -> Int[Tensor, "windows window"]:
         """The windows that training-free methods look at, on the model's device."""

@@ -2,19 +2,21 @@
 one expert and no router, DISP-LLM."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from thrifty import gates
+from thrifty.captured import Captured
 from thrifty.errors import SettingError
 from thrifty.gates import Controller
 from thrifty.moe import calibrate, cluster
 from thrifty.moe.balance import balance_loss, expected_width, log_ratio, union, union_loss
-from thrifty.moe.distill import Teacher, divergence, hidden_states
+from thrifty.moe.distill import Teacher, divergence, hidden_states, is_recordable, unpadded
 from thrifty.moe.job import MoeJob
 from thrifty.moe.learnt import Learnt, Table, acting, top
 from thrifty.moe.sites import Site
@@ -72,7 +74,7 @@ def learn(job: MoeJob, learning: Learning) -> tuple[dict[str, Tensor], dict[str,
     with frozen(job.model):
         history = train(
             {**dict(learnt.named_parameters()), "widths": learnt.widths},
-            lambda step: _loss(job, learning, learnt, teacher, step),
+            Step(job, learning, learnt, teacher),
             Recipe(job.steps, learning.rate, learning.decay),
             checkpoint=job.checkpoint,
             identity=f"{learning!r} {job.active} {job.scope} {job.widths} {job.steps}x{job.batch} {job.seed}",
@@ -118,36 +120,70 @@ def frozen(model: nn.Module) -> Iterator[None]:
             parameter.requires_grad_(was_needed)
 
 
-def _loss(
-    job: MoeJob, learning: Learning, learnt: Learnt, teacher: Teacher, step: int
-) -> tuple[Tensor, dict[str, Tensor]]:
-    model, team = job.model, Team.here()
-    ids, wanted = teacher.read(team.part(job.corpus.places(step, job.batch)))
-    logits = learnt.logits()
-    chance = {name: gates.keep_probability(one) for name, one in logits.items()}
-    is_settled = step >= learning.first_settled(job)
-    if is_settled:
-        widths = learnt.settle(lambda: fitted_widths(job, chance))
-        masks = {name: top(one.detach(), width) for (name, one), width in zip(logits.items(), widths, strict=True)}
-        noise = None
-    else:
-        drawn = job.generator(GATES + step)
-        masks = {name: gates.gumbel_sigmoid(one, generator=drawn) for name, one in logits.items()}
-        noise = job.generator(ROUTES + step * team.size + team.rank)
-    with acting(job.sites, masks, dict(zip(learnt.names, learnt.routers, strict=True)), noise) as seen:
-        student = hidden_states(model, ids)
-    apart = divergence(student, wanted, model.get_output_embeddings())
-    shares = torch.stack([expected_width(one) / one.shape[-1] for one in (masks if is_settled else chance).values()])
-    unions = torch.stack([union(one) for one in masks.values()])
-    active = (shares * learnt.weights).sum()
-    total = learning.distil * apart
-    if not is_settled:
-        over = log_ratio(shares if job.widths == "equal" else active, learning.share_at(job, step))
-        total = total + learning.limit * over.mean()
-    if learning.num_experts > 1:
-        total = total + learning.union * union_loss(unions)
-        total = total + learning.balance * balance_loss(list(seen.router_logits.values()))
-    return total, {"kl": apart.detach(), "active": active.detach(), "union": unions.mean().detach()}
+class Step:
+    """One step of learning: the gradients of what is learnt. Before and after settling it is recorded on a GPU, each
+    once; whatever differs from step to step is in tensors and in generators."""
+
+    def __init__(self, job: MoeJob, learning: Learning, learnt: Learnt, teacher: Teacher) -> None:
+        self.job, self.learning, self.learnt, self.teacher = job, learning, learnt, teacher
+        device = job.model.device
+        self.drawn, self.routed = torch.Generator(device), torch.Generator(device)
+        self.share = torch.zeros((), device=device)
+        ids, self.wanted = teacher.read(Team.here().part(job.corpus.places(0, job.batch)))
+        self.ids = ids.clone()
+        can_record, generators = is_recordable(job.model, job.corpus.window), (self.drawn, self.routed)
+        self.stages = [
+            Captured(partial(self._gradients, settled), device, generators=generators, is_recorded=can_record)
+            for settled in (False, True)
+        ]
+
+    def __call__(self, step: int) -> dict[str, Tensor]:
+        """Leave the gradients in the learnt parameters; return the facts of the step."""
+        job, team = self.job, Team.here()
+        ids, wanted = self.teacher.read(team.part(job.corpus.places(step, job.batch)))
+        self.ids.copy_(ids)
+        self.wanted.copy_(wanted)
+        self.share.fill_(self.learning.share_at(job, step))
+        self.drawn.manual_seed(job.seed_of(GATES + step))
+        self.routed.manual_seed(job.seed_of(ROUTES + step * team.size + team.rank))
+        facts, gradients = self.stages[step >= self.learning.first_settled(job)]()
+        for parameter, gradient in zip(self.learnt.parameters(), gradients, strict=True):
+            parameter.grad = gradient
+        return {name: value.clone() for name, value in facts.items()}
+
+    def _gradients(self, is_settled: bool) -> tuple[dict[str, Tensor], list[Tensor | None]]:
+        for parameter in self.learnt.parameters():
+            parameter.grad = None
+        with unpadded(self.job.model) if self.stages[is_settled].is_recorded else nullcontext():
+            total, facts = self._loss(is_settled)
+        total.backward()
+        return facts, [parameter.grad for parameter in self.learnt.parameters()]
+
+    def _loss(self, is_settled: bool) -> tuple[Tensor, dict[str, Tensor]]:
+        job, learning, learnt = self.job, self.learning, self.learnt
+        logits = learnt.logits()
+        chance = {name: gates.keep_probability(one) for name, one in logits.items()}
+        if is_settled:
+            widths = learnt.settle(lambda: fitted_widths(job, chance))
+            masks = {name: top(one.detach(), width) for (name, one), width in zip(logits.items(), widths, strict=True)}
+        else:
+            masks = {name: gates.gumbel_sigmoid(one, generator=self.drawn) for name, one in logits.items()}
+        routers = dict(zip(learnt.names, learnt.routers, strict=True))
+        with acting(job.sites, masks, routers, None if is_settled else self.routed) as seen:
+            student = hidden_states(job.model, self.ids)
+        apart = divergence(student, self.wanted, job.model.get_output_embeddings())
+        counted = masks if is_settled else chance
+        shares = torch.stack([expected_width(one) / one.shape[-1] for one in counted.values()])
+        unions = torch.stack([union(one) for one in masks.values()])
+        active = (shares * learnt.weights).sum()
+        total = learning.distil * apart
+        if not is_settled:
+            over = log_ratio(shares if job.widths == "equal" else active, self.share)
+            total = total + learning.limit * over.mean()
+        if learning.num_experts > 1:
+            total = total + learning.union * union_loss(unions)
+            total = total + learning.balance * balance_loss(list(seen.router_logits.values()))
+        return total, {"kl": apart.detach(), "active": active.detach(), "union": unions.mean().detach()}
 
 
 @torch.no_grad()
