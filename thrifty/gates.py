@@ -147,11 +147,8 @@ class Controller(nn.Module):
         self.heads = nn.ModuleList(nn.Linear(2 * hidden, size, bias=False) for size in sites.values())
 
     def embeddings(self) -> Float[Tensor, "sites rows width"]:
-        """What the GRU makes of each site, before normalisation and head; float32. Within the capture of a CUDA graph
-        it is computed without cuDNN, whose recurrent networks read back on the host."""
-        is_recorded = self.noise.is_cuda and torch.cuda.is_current_stream_capturing()
-        is_fast = torch.backends.cudnn.enabled and not is_recorded
-        with torch.autocast(self.noise.device.type, enabled=False), torch.backends.cudnn.flags(enabled=is_fast):
+        """What the GRU makes of each site, before normalisation and head; float32."""
+        with torch.autocast(self.noise.device.type, enabled=False):
             embedded, _ = self.recurrent(self.noise)
         return embedded
 
