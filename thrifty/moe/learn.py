@@ -20,6 +20,7 @@ from thrifty.moe.distill import Teacher, divergence, hidden_states, is_recordabl
 from thrifty.moe.job import MoeJob
 from thrifty.moe.learnt import Learnt, Table, acting, top
 from thrifty.moe.sites import Site
+from thrifty.moe.spread import spread
 from thrifty.moe.train import Recipe, Team, train
 
 START, GATES, ROUTES = 1, 1_000, 500_000_000
@@ -67,6 +68,7 @@ class Learning:
 def learn(job: MoeJob, learning: Learning) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """What to keep of each MLP, and the evidence: routers, and the history of the training (step, KL divergence, active
     share, union). Goes on from `job.checkpoint` where that is there."""
+    job = spread(job, Team.here())
     learnt = Learnt(job.sites, learning.num_experts, job.generator(START), is_free=learning.logits == "free")
     if learning.start != "published":
         start_apart(job, learning, learnt)
