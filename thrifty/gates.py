@@ -43,9 +43,14 @@ def gumbel_sigmoid(
     offset: float = OFFSET,
     hard: bool = True,
     generator: torch.Generator | None = None,
+    noise: Tensor | None = None,
 ) -> Tensor:
-    """Sampled gates in float32, shaped as `logits`: 0 or 1 with a straight-through gradient, or soft in (0, 1)."""
-    soft = torch.sigmoid((logits.float() + gumbel(logits, generator) + offset) / temperature)
+    """Sampled gates in float32, shaped as `logits`: 0 or 1 with a straight-through gradient, or soft in (0, 1).
+
+    `noise` is what `gumbel` has drawn before, for gates that share it: the last axes of `logits`.
+    """
+    drawn = gumbel(logits, generator) if noise is None else noise
+    soft = torch.sigmoid((logits.float() + drawn + offset) / temperature)
     return straight_through(soft) if hard else soft
 
 
@@ -142,11 +147,8 @@ class Controller(nn.Module):
         self.heads = nn.ModuleList(nn.Linear(2 * hidden, size, bias=False) for size in sites.values())
 
     def embeddings(self) -> Float[Tensor, "sites rows width"]:
-        """What the GRU makes of each site, before normalisation and head; float32. Within the capture of a CUDA graph
-        it is computed without cuDNN, whose recurrent networks read back on the host."""
-        is_recorded = self.noise.is_cuda and torch.cuda.is_current_stream_capturing()
-        is_fast = torch.backends.cudnn.enabled and not is_recorded
-        with torch.autocast(self.noise.device.type, enabled=False), torch.backends.cudnn.flags(enabled=is_fast):
+        """What the GRU makes of each site, before normalisation and head; float32."""
+        with torch.autocast(self.noise.device.type, enabled=False):
             embedded, _ = self.recurrent(self.noise)
         return embedded
 
