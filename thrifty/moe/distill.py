@@ -27,6 +27,13 @@ def hidden_states(model: nn.Module, ids: Int[Tensor, "batch window"]) -> Float[T
     return decoder(input_ids=ids, use_cache=False).last_hidden_state
 
 
+def is_spread(model: nn.Module) -> bool:
+    """Whether processes share the model (FSDP), so that each must compute what the others compute, when they do."""
+    from torch.distributed.fsdp import FSDPModule
+
+    return any(isinstance(module, FSDPModule) for module in model.modules())
+
+
 _CAUSAL = "thrifty_causal"
 
 
@@ -36,7 +43,8 @@ def is_recordable(model: Any, window: int) -> bool:
     config = model.config
     rotation = getattr(config, "rope_parameters", None) or {}
     return (
-        config._attn_implementation == "sdpa"
+        not is_spread(model)
+        and config._attn_implementation == "sdpa"
         and (getattr(config, "sliding_window", None) or window) >= window
         and rotation.get("rope_type", "default") not in ("dynamic", "longrope")
     )
@@ -71,7 +79,7 @@ class Teacher:
         self._model, self._corpus = model, corpus
         self._kept: dict[tuple[int, int], Tensor] = {}
         self._room = 0
-        if model.device.type == "cuda":
+        if model.device.type == "cuda" and not is_spread(model):
             window_bytes = corpus.window * model.config.hidden_size * model.dtype.itemsize
             self._room = torch.cuda.get_device_properties(model.device).total_memory // 4 // window_bytes
 

@@ -21,6 +21,7 @@ from thrifty.moe.distill import Teacher, divergence, hidden_states, is_recordabl
 from thrifty.moe.job import MoeJob
 from thrifty.moe.learnt import Learnt, Table, acting, top
 from thrifty.moe.sites import Site
+from thrifty.moe.spread import spread
 from thrifty.moe.train import Recipe, Team, train
 
 START, GATES, ROUTES = 1, 1_000, 500_000_000
@@ -80,6 +81,7 @@ def learn(job: MoeJob, learning: Learning) -> tuple[dict[str, Tensor], dict[str,
     history of the training (step, KL divergence, active share of what is learnt, union). Goes on from `job.checkpoint`
     where that is there."""
     attention_masks.check(learning.attention, job)
+    job = spread(job, Team.here())
     is_free = learning.logits == "free"
     learnt = Learnt(job.sites, learning.num_experts, job.generator(START), is_free, learning.attention)
     if learning.start != "published":
