@@ -20,7 +20,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-FIRST_STEPS, SLOWEST = 8, 600
+FIRST_STEPS = 24
 JOB = {"steps": int, "batch": int, "calibration": int, "seconds": float, "scope": str}
 
 
@@ -130,23 +130,23 @@ class Bench:
         return plan, about | {"plan": plan.method}
 
     def steps_within(self, method: Any, job: Any, seconds: float) -> int:
-        """How many steps fit into `seconds`, by the time of the last of a few (the first ones are slow)."""
+        """How many steps fit into `seconds`, by the time of some that come after the first, which are slow."""
+        import torch
+
         times: list[float] = []
 
         def timed(items: Any, what: str, total: int):
             for item in items:
+                if torch.cuda.is_available():
+                    torch.cuda.synchronize()
                 times.append(time.perf_counter())
                 yield item
-            times.append(time.perf_counter())
 
-        import torch
-
-        method.plan(job(steps=FIRST_STEPS, track=timed))
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
+        quick = {"settle": 0.0, "start": "published"}
+        changes = {name: value for name, value in quick.items() if hasattr(method, name)}
+        dataclasses.replace(method, **changes).plan(job(steps=FIRST_STEPS, track=timed))
         half = FIRST_STEPS // 2
-        step = (time.perf_counter() - times[-1 - half]) / half
-        return max(10, round(seconds / step))
+        return max(10, round(seconds * half / (times[-1] - times[-1 - half])))
 
 
 def worker(asked: argparse.Namespace, device: str, runs: Any, results: Any, deadline: float) -> None:

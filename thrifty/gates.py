@@ -47,10 +47,10 @@ def gumbel_sigmoid(
 ) -> Tensor:
     """Sampled gates in float32, shaped as `logits`: 0 or 1 with a straight-through gradient, or soft in (0, 1).
 
-    `noise` is what `gumbel` gave before, for gates within a CUDA graph; without it the noise is drawn here.
+    `noise` is what `gumbel` has drawn before, for gates that share it: the last axes of `logits`.
     """
-    noise = gumbel(logits, generator) if noise is None else noise
-    soft = torch.sigmoid((logits.float() + noise + offset) / temperature)
+    drawn = gumbel(logits, generator) if noise is None else noise
+    soft = torch.sigmoid((logits.float() + drawn + offset) / temperature)
     return straight_through(soft) if hard else soft
 
 

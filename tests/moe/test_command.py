@@ -76,6 +76,17 @@ def test_healing_is_reported_beside_the_experts_it_heals(folder, texts, tmp_path
     assert after["ppl_ratio"] != before["ppl_ratio"]
 
 
+def test_tasks_of_lm_eval_are_scored_for_both_models(folder, texts, tmp_path) -> None:
+    pytest.importorskip("lm_eval")
+    more = ["-o", str(tmp_path / "out"), "--method", "wanda_sp", "--tasks", "thrifty_facts,thrifty_last_word"]
+    main(asked(folder, texts, *more, "--json", str(tmp_path / "r.json")))
+    found = json.loads((tmp_path / "r.json").read_text())["tasks"]
+    assert set(found) == {"dense", "moe"}
+    for scores in found.values():
+        assert set(scores) == {"thrifty_facts", "thrifty_last_word"}
+        assert scores["thrifty_facts"].keys() >= {"acc", "acc_stderr"}
+
+
 def refused(arguments: list[str], capsys) -> str:
     with pytest.raises(SystemExit) as end:
         main(arguments)

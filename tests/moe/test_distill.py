@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from thrifty.moe.distill import divergence, hidden_states
+from thrifty.moe.distill import divergence, hidden_states, is_recordable, unpadded
 
 
 def whole(student: torch.Tensor, teacher: torch.Tensor, head: nn.Linear) -> torch.Tensor:
@@ -50,3 +50,22 @@ def test_hidden_states_are_what_the_head_reads(job) -> None:
     ids = job.corpus.held_out
     logits = job.model.get_output_embeddings()(hidden_states(job.model, ids))
     assert torch.equal(logits, job.model(ids).logits)
+
+
+@pytest.mark.parametrize("family", ["Llama", "Qwen2", "Qwen3", "Mistral", "Phi"])
+def test_a_pass_over_whole_windows_is_the_same_without_the_search_for_padding(tiny, family: str) -> None:
+    model = tiny(family)
+    ids = torch.randint(2, 97, (3, 24), generator=torch.Generator().manual_seed(0))
+    assert is_recordable(model, 24)
+    before = model.config._attn_implementation
+    expected = hidden_states(model, ids)
+    with unpadded(model):
+        assert torch.equal(hidden_states(model, ids), expected)
+    assert model.config._attn_implementation == before
+
+
+def test_a_window_longer_than_the_sliding_one_cannot_be_recorded(tiny) -> None:
+    model = tiny("Mistral")
+    model.config.sliding_window = 16
+    assert is_recordable(model, 16)
+    assert not is_recordable(model, 17)

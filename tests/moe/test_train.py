@@ -18,22 +18,25 @@ from thrifty.progress import silent
 RECIPE = Recipe(steps=12, rate=0.1, every=5)
 
 
-def problem() -> tuple[dict[str, Tensor], Callable[[int], tuple[Tensor, dict[str, Tensor]]]]:
+def problem() -> tuple[dict[str, Tensor], Callable[[int], dict[str, Tensor]]]:
     """Weights to be fitted to a target with noise that follows from the step."""
     weight = torch.zeros(6, requires_grad=True)
     kept = torch.zeros(2, dtype=torch.long)
 
-    def loss(step: int) -> tuple[Tensor, dict[str, Tensor]]:
+    def gradients(step: int) -> dict[str, Tensor]:
         noise = torch.randn(6, generator=torch.Generator().manual_seed(step))
         value = (weight - torch.arange(6.0) + 0.1 * noise).square().sum()
         kept[0] = step
-        return value, {"kl": value.detach()}
+        value.backward()
+        return {"kl": value.detach()}
 
-    return {"weight": weight, "kept": kept}, loss
+    return {"weight": weight, "kept": kept}, gradients
 
 
-def run(tensors, loss, checkpoint: Path | None = None, track=silent, identity: str = "one") -> list[dict[str, float]]:
-    return train(tensors, loss, RECIPE, checkpoint=checkpoint, identity=identity, track=track, team=Team())
+def run(
+    tensors, gradients, checkpoint: Path | None = None, track=silent, identity: str = "one"
+) -> list[dict[str, float]]:
+    return train(tensors, gradients, RECIPE, checkpoint=checkpoint, identity=identity, track=track, team=Team())
 
 
 def stopping_after(steps: int):
@@ -48,13 +51,13 @@ def stopping_after(steps: int):
 
 @pytest.mark.parametrize("steps", [3, 5, 7, 11])
 def test_an_interrupted_training_goes_on_bit_for_bit(steps: int, tmp_path: Path) -> None:
-    whole, loss = problem()
-    history = run(whole, loss)
-    first, loss = problem()
+    whole, gradients = problem()
+    history = run(whole, gradients)
+    first, gradients = problem()
     with pytest.raises(KeyboardInterrupt):
-        run(first, loss, tmp_path / "state.safetensors", stopping_after(steps))
-    again, loss = problem()
-    resumed = run(again, loss, tmp_path / "state.safetensors")
+        run(first, gradients, tmp_path / "state.safetensors", stopping_after(steps))
+    again, gradients = problem()
+    resumed = run(again, gradients, tmp_path / "state.safetensors")
     assert torch.equal(again["weight"], whole["weight"])
     assert torch.equal(again["kept"], whole["kept"])
     assert resumed == history
@@ -63,14 +66,14 @@ def test_an_interrupted_training_goes_on_bit_for_bit(steps: int, tmp_path: Path)
 
 def test_a_checkpoint_of_another_training_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "state.safetensors"
-    tensors, loss = problem()
+    tensors, gradients = problem()
     with pytest.raises(KeyboardInterrupt):
-        run(tensors, loss, path, stopping_after(6))
+        run(tensors, gradients, path, stopping_after(6))
     with pytest.raises(DataError, match="another training"):
-        run(tensors, loss, path, identity="two")
+        run(tensors, gradients, path, identity="two")
     path.write_bytes(path.read_bytes()[:100])
     with pytest.raises(DataError, match="cannot be read"):
-        run(tensors, loss, path)
+        run(tensors, gradients, path)
 
 
 def test_the_rate_rises_then_falls() -> None:
@@ -84,9 +87,9 @@ def test_the_rate_rises_then_falls() -> None:
 
 
 def test_the_gradient_is_clipped_where_asked_to() -> None:
-    tensors, loss = problem()
+    tensors, gradients = problem()
     recipe = Recipe(steps=1, rate=0.1, clip=1e-12, decay=0.0)
-    train(tensors, loss, recipe, checkpoint=None, identity="", track=silent, team=Team())
+    train(tensors, gradients, recipe, checkpoint=None, identity="", track=silent, team=Team())
     assert tensors["weight"].abs().max() < 0.1
 
 
@@ -173,12 +176,13 @@ def test_a_killed_training_goes_on_from_its_checkpoint(tmp_path: Path) -> None:
 def test_what_gets_no_gradient_does_not_move() -> None:
     one, two = (torch.ones(3, requires_grad=True) for _ in range(2))
 
-    def loss(step: int) -> tuple[Tensor, dict[str, Tensor]]:
+    def gradients(step: int) -> dict[str, Tensor]:
         value = one.square().sum() + (two.square().sum() if step < 4 else 0)
         seen.append(two.detach().clone())
-        return value, {"kl": value.detach()}
+        value.backward()
+        return {"kl": value.detach()}
 
     seen: list[Tensor] = []
-    run({"one": one, "two": two}, loss)
+    run({"one": one, "two": two}, gradients)
     assert not torch.equal(seen[0], seen[4])
     assert torch.equal(seen[4], seen[-1])

@@ -4,12 +4,14 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal
+from functools import partial
+from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from thrifty.captured import Captured
 from thrifty.errors import DataError, SettingError
 from thrifty.graph.scorer import Curriculum
 from thrifty.graph.signed import SignedGraph
@@ -19,7 +21,6 @@ from thrifty.progress import Track
 
 Prior = Literal["corrected", "uniform"]
 Device = Literal["auto", "cpu", "cuda"]
-_EAGER_STEPS = 4  # before a capture, so that all libraries and the optimiser have made their buffers
 _CHECK_EVERY = 50
 
 
@@ -88,7 +89,10 @@ def train(
         capturable=generator.device.type == "cuda",
     )
     pool = torch.cuda.graph_pool_handle() if generator.device.type == "cuda" else None
-    steps = [_Step(loss, optimiser, generator, pool) for loss in losses]
+    steps = [
+        Captured(partial(_step, loss, optimiser), generator.device, generators=[generator], pool=pool)
+        for loss in losses
+    ]
     released: np.ndarray | None = None
     for epoch in track(range(schedule.epochs), "training", schedule.epochs):
         rate.fill_(schedule.rate_at(epoch / schedule.epochs))
@@ -96,10 +100,9 @@ def train(
             before, released = released, curriculum.edges_at(epoch / schedule.epochs)
             if before is None or not np.array_equal(before, released):
                 edges.count(torch.from_numpy(released).to(edges.weight.device))
-        for step in steps:
-            step()
+        values = [step() for step in steps]
         if (epoch + 1) % _CHECK_EVERY == 0 or epoch + 1 == schedule.epochs:
-            _check_finite(steps[-1].last, epoch, schedule)
+            _check_finite(values[-1], epoch, schedule)
 
 
 def train_terms(
@@ -131,47 +134,10 @@ def _check_finite(loss: Tensor, epoch: int, schedule: Schedule) -> None:
         )
 
 
-class _Step:
-    """One step of Adam against one loss; `last` holds its value.
-
-    Steps that take turns share the memory `pool` of their CUDA graphs: nothing of a step outlives it but `last`.
-    """
-
-    def __init__(
-        self, loss: Callable[[], Tensor], optimiser: torch.optim.Adam, generator: torch.Generator, pool: Any
-    ) -> None:
-        self.loss, self.optimiser, self.generator, self.pool = loss, optimiser, generator, pool
-        self.last = torch.zeros((), device=generator.device)
-        self.done = 0
-        self.graph: torch.cuda.CUDAGraph | None = None
-
-    def __call__(self) -> None:
-        if self.generator.device.type != "cuda":
-            self._eager()
-        elif self.graph is not None:
-            self.graph.replay()
-        elif self.done < _EAGER_STEPS:
-            side = torch.cuda.Stream()  # what is captured must have run on a stream of its own before
-            side.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(side):
-                self._eager()
-            torch.cuda.current_stream().wait_stream(side)
-        else:
-            self.graph = self._captured()
-            self.graph.replay()
-        self.done += 1
-
-    def _eager(self) -> None:
-        self.optimiser.zero_grad(set_to_none=True)
-        value = self.loss()
-        value.backward()
-        self.optimiser.step()
-        self.last.copy_(value.detach())
-
-    def _captured(self) -> torch.cuda.CUDAGraph:
-        graph = torch.cuda.CUDAGraph()
-        graph.register_generator_state(self.generator)
-        self.optimiser.zero_grad(set_to_none=True)
-        with torch.cuda.graph(graph, pool=self.pool):
-            self._eager()
-        return graph
+def _step(loss: Callable[[], Tensor], optimiser: torch.optim.Adam) -> Tensor:
+    """One step of Adam against the loss, whose value is returned."""
+    optimiser.zero_grad(set_to_none=True)
+    value = loss()
+    value.backward()
+    optimiser.step()
+    return value.detach()

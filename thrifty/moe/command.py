@@ -45,6 +45,10 @@ USUAL = {"cpu": (200, 1), "gpu": (3000, 4)}
 @click.option("--heal", type=click.Choice(["lora", "full"]), help="Also train the weights afterwards; off by default.")
 @click.option("--heal-steps", default=200, show_default=True)
 @click.option("--speed/--no-speed", default=True, help="Also measure tokens per second.")
+@click.option(
+    "--tasks", default="", metavar="NAME,...",
+    help="Also score on these tasks of lm-eval; thrifty_smoke: the bundled ones. Needs thrifty[eval].",
+)  # fmt: skip
 @click.option("--dtype", type=click.Choice(["float32", "bfloat16", "float16"]), default="float32", show_default=True)
 @click.option("--device", default="cpu", show_default=True, help="cpu, cuda, cuda:1, ...")
 @click.option("--seed", default=0, show_default=True)
@@ -160,6 +164,7 @@ def _converted(
         heal=options["heal"],
         heal_steps=options["heal_steps"],
         has_speed=options["speed"],
+        tasks=tuple(name.strip() for name in options["tasks"].split(",") if name.strip()),
         seed=options["seed"],
     )
     done = run.run(language, method, asked, checkpoint, options["output"], overwrite, options["save_plan"], track)

@@ -5,6 +5,8 @@ states is formed together with the loss, so that logits (tokens x vocabulary, in
 16k tokens of a vocabulary of 49k would take 3 GB a copy.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -21,6 +23,38 @@ def hidden_states(model: nn.Module, ids: Int[Tensor, "batch window"]) -> Float[T
     """What the model's output head reads: its last hidden states after the final norm."""
     decoder: Any = getattr(model, "base_model", None) or model
     return decoder(input_ids=ids, use_cache=False).last_hidden_state
+
+
+_CAUSAL = "thrifty_causal"
+
+
+def is_recordable(model: Any, window: int) -> bool:
+    """Whether a forward pass over unpadded windows reads nothing on the host, once it is `unpadded`: attention through
+    PyTorch's kernels, no sliding window shorter than the windows, no rotation that depends on the length."""
+    config = model.config
+    rotation = getattr(config, "rope_parameters", None) or {}
+    return (
+        config._attn_implementation == "sdpa"
+        and (getattr(config, "sliding_window", None) or window) >= window
+        and rotation.get("rope_type", "default") not in ("dynamic", "longrope")
+    )
+
+
+@contextmanager
+def unpadded(model: Any) -> Iterator[None]:
+    """Within, attention is causal over whole windows, and transformers does not look for padding, for which it would
+    wait for the device. Raises nothing; the model's own setting comes back."""
+    from transformers import AttentionInterface
+    from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+    AttentionInterface.register(_CAUSAL, sdpa_attention_forward)
+    config = model.config
+    before = config._attn_implementation
+    config._attn_implementation = _CAUSAL
+    try:
+        yield
+    finally:
+        config._attn_implementation = before
 
 
 class Teacher:

@@ -89,14 +89,14 @@ class Team:
                 torch.distributed.broadcast(tensor, 0)
 
 
-Loss = Callable[[int], tuple[Tensor, dict[str, Tensor]]]
-"""Called with the number of a step; gives what to minimise, and facts to record: scalars, not yet read from the
-device."""
+Gradients = Callable[[int], dict[str, Tensor]]
+"""Called with the number of a step; leaves the gradients in the tensors' `grad`, and gives facts to record: scalars,
+not yet read from the device."""
 
 
 def train(
     tensors: Mapping[str, Tensor],
-    loss: Loss,
+    gradients: Gradients,
     recipe: Recipe,
     *,
     checkpoint: Path | None,
@@ -104,7 +104,7 @@ def train(
     track: Track,
     team: Team,
 ) -> list[dict[str, float]]:
-    """Minimise `loss` over those `tensors` that require a gradient; the others are only kept in the checkpoint.
+    """Move those `tensors` that require a gradient against it; the others are only kept in the checkpoint.
 
     Goes on from `checkpoint` where that file is there and `identity`, a text that tells one training from another, is
     the same; the tensors then become bit for bit what an uninterrupted training gives. Returns the recorded facts.
@@ -121,10 +121,8 @@ def train(
     for step in track(range(start, recipe.steps), "training", recipe.steps - start):
         for group in optimizer.param_groups:
             group["lr"] = recipe.rate_at(step)
-        value, facts = loss(step)
-        value.backward()
-        gradients = [tensor.grad for tensor in learnt.values() if tensor.grad is not None]
-        team.average(gradients)
+        facts = gradients(step)
+        team.average([tensor.grad for tensor in learnt.values() if tensor.grad is not None])
         if recipe.clip:
             torch.nn.utils.clip_grad_norm_(list(learnt.values()), recipe.clip)
         optimizer.step()
