@@ -49,3 +49,18 @@ def command_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[
         return status, " ".join(out.split()), error
 
     return run
+
+
+@pytest.fixture
+def no_waiting():
+    """A context that refuses what would make a CPU wait for a GPU, which a CUDA graph cannot hold."""
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    class NoWaiting(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            name = function._schema.name
+            waits = ("aten::_local_scalar_dense", "aten::nonzero", "aten::masked_select", "aten::equal")
+            assert name not in waits, name
+            return function(*args, **(kwargs or {}))
+
+    return NoWaiting()

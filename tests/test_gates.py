@@ -96,3 +96,16 @@ def test_the_controller_is_the_same_after_its_state_is_loaded():
 def test_a_controller_without_sites_is_refused():
     with pytest.raises(SettingError, match="at least one site"):
         gates.Controller({})
+
+
+def test_gumbel_top_opens_as_many_gates_in_every_row_and_rather_the_larger_ones() -> None:
+    logits = torch.stack([torch.linspace(-4, 4, 16), torch.linspace(300, -300, 16)]).expand(3, 2, 16).clone()
+    logits.requires_grad_()
+    count = torch.tensor([1.0, 7.6, 40.0])
+    drawn = torch.stack([gates.gumbel_top(logits, count) for _ in range(200)])
+    assert (drawn.detach().sum(-1).mean(0) == torch.tensor([[1.0], [8.0], [16.0]])).all()
+    often = drawn.detach().mean(0)
+    assert often[1, 0, -4:].mean() > often[1, 0, :4].mean() + 0.5
+    assert (often[1, 1] == (torch.arange(16) < 8)).all()
+    drawn[..., 0].sum().backward()
+    assert logits.grad[1].abs().sum() > 0

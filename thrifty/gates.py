@@ -54,6 +54,24 @@ def gumbel_sigmoid(
     return straight_through(soft) if hard else soft
 
 
+def gumbel_top(
+    logits: Float[Tensor, "*sites rows size"],
+    count: Float[Tensor, "*sites"],
+    *,
+    temperature: float = TEMPERATURE,
+    generator: torch.Generator | None = None,
+) -> Float[Tensor, "*sites rows size"]:
+    """Sampled gates in float32 of which each row of a site has `count` (rounded, at least 1) open: those of the largest
+    logits with noise (Gumbel top-k), with a straight-through gradient around the place of the cut, which has none."""
+    noisy = logits.float() + gumbel(logits, generator)
+    ordered = noisy.detach().sort(dim=-1, descending=True).values
+    last = count.detach().round().long().clamp(1, noisy.shape[-1]) - 1
+    last = last[..., None, None].expand(*noisy.shape[:-1], 1)
+    next_one = (last + 1).clamp_max(noisy.shape[-1] - 1)
+    cut = (ordered.gather(-1, last) + ordered.gather(-1, next_one)) / 2
+    return straight_through(torch.sigmoid((noisy - cut) / temperature))
+
+
 def gumbel_softmax(
     logits: Float[Tensor, "*rows choices"],
     *,

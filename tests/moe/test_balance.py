@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from thrifty.moe.balance import balance_loss, expected_width, log_ratio, union, union_loss
+from thrifty.moe.balance import balance_loss, expected_width, log_ratio, together, union, union_loss
 
 
 def test_the_log_ratio_is_zero_at_the_limit_and_as_steep_on_either_side() -> None:
@@ -52,3 +52,11 @@ def test_the_balance_passes_a_gradient_through_soft_probabilities() -> None:
     logits = torch.randn(64, 4, requires_grad=True)
     balance_loss([logits + torch.tensor([2.0, 0, 0, 0])]).backward()
     assert logits.grad[:, 0].sum() > 0 > logits.grad[:, 1:].sum()
+
+
+def test_together_is_each_by_itself() -> None:
+    tensors = {"a": torch.rand(4, 6), "b": torch.rand(3, 5), "c": torch.rand(4, 6)}
+    found = together(union, tensors)
+    assert list(found) == ["a", "b", "c"]
+    for name, tensor in tensors.items():
+        assert torch.allclose(found[name], (1 - (1 - tensor).prod(0)).mean())

@@ -1,13 +1,20 @@
 """The controller learns what to keep: it meets the budget, prefers what matters, and repeats."""
 
+import copy
 from dataclasses import replace
 
 import pytest
 import torch
+from conftest import fresh
 
 from thrifty.budget import Budget, joint
+from thrifty.prune.cost import budget_of
+from thrifty.prune.job import PruneJob
 from thrifty.prune.layout import Layout
+from thrifty.prune.methods.ato import Ato
+from thrifty.prune.run import Run
 from thrifty.prune.search import Search, SearchSettings
+from thrifty.prune.training import Training
 
 LAYOUT = Layout({"a": 8, "b": 8})
 BUDGET = Budget(lambda keep: 3 * keep["a"].sum().double() + keep["b"].sum().double(), 16.0, "channels")
@@ -115,3 +122,65 @@ def test_the_second_half_of_a_step_reads_only_tensors_that_stay_where_they_are()
     search.load_state_dict(search.state_dict())
     again = [search._noise, search._limits, search._gain, search.pressure, search.average]
     assert [one.data_ptr() for one in again] == places
+
+
+GRAPHED = Training(epochs=40, batch_size=32, learning_rate=0.05)
+
+
+@pytest.mark.parametrize("keep", ["flops=50%", "params=60%,activations=80%"])
+@pytest.mark.parametrize("recipe", ["improved", "published"])
+def test_a_controller_step_waits_for_no_value(made_job: PruneJob, no_waiting, keep: str, recipe: str) -> None:
+    job = fresh(made_job)
+    optimizer = torch.optim.SGD(job.model.parameters(), 0.1)
+    budget = budget_of(keep, job.coupling, model=job.model)
+    loop = Ato(recipe=recipe).loop_of(job.model, optimizer, job.coupling, budget, 100)
+    while loop.phase == "warm-up":
+        loop.after_step()
+    images, labels = torch.randn(4, 3, 8, 8), torch.arange(4)
+    for _ in range(2):
+        loop.controller_step(images, labels)
+    with no_waiting:
+        loop.controller_step(images, labels)
+        loop.after_step()
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_a_replayed_controller_learns_what_an_eager_one_learns(made_job: PruneJob, precision: str) -> None:
+    def learnt(is_replayed: bool) -> tuple[torch.Tensor, list[float]]:
+        training = replace(GRAPHED, precision=precision)
+        job = fresh(made_job, training=training, device=torch.device("cuda"))
+        losses = []
+        with Run(job, Ato()) as run:
+            loop = Ato().loop_of(run.model, run.optimizer, job.coupling, job.budget, run.num_steps)
+            if is_replayed:
+                loop.replay_controller()
+            while loop.phase == "warm-up":
+                loop.after_step()
+            before = copy.deepcopy(run.model.state_dict())
+            for _ in range(15):
+                run.done = loop.done = loop.done + 3  # other images and other limits each time
+                with run.precision:
+                    losses.append(float(loop.controller_step(*run.held_out_batch())))
+            assert all(torch.equal(one, before[name]) for name, one in run.model.state_dict().items())
+            assert all(one.grad is None for one in run.model.parameters())
+            return loop.search.average.cpu(), losses
+
+    (replayed, fast), (eager, slow) = learnt(True), learnt(False)
+    assert fast == pytest.approx(slow, rel=0.02)
+    assert torch.allclose(replayed, eager, atol=0.02)
+    assert not torch.allclose(eager, eager[0].expand_as(eager), atol=1e-3)
+
+
+@pytest.mark.gpu
+def test_ato_on_a_gpu_prunes_alike_with_and_without_graphs(made_job: PruneJob) -> None:
+    def pruned(form: str) -> tuple[PruneJob, dict]:
+        training = replace(GRAPHED, epochs=8, form=form)
+        job = fresh(made_job, training=training, device=torch.device("cuda"))
+        return job, Ato().plan(job).keep
+
+    for form in ("eager", "graph"):
+        job, keep = pruned(form)
+        assert job.budget.fits(keep)
+        assert job.history[-1]["phase"] == "dense"
+        assert job.history[-1]["accuracy_train"] > 0.5

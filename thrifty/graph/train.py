@@ -11,13 +11,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from thrifty.captured import Captured
 from thrifty.errors import DataError, SettingError
 from thrifty.graph.scorer import Curriculum
 from thrifty.graph.signed import SignedGraph
 from thrifty.graph.signed_loss import LossEdges, NonEdges, SignHead, sgcn_loss
 from thrifty.graph.terms import Terms, log_prior
 from thrifty.progress import Track
+from thrifty.replay import Replay
 
 Prior = Literal["corrected", "uniform"]
 Device = Literal["auto", "cpu", "cuda"]
@@ -90,8 +90,7 @@ def train(
     )
     pool = torch.cuda.graph_pool_handle() if generator.device.type == "cuda" else None
     steps = [
-        Captured(partial(_step, loss, optimiser), generator.device, generators=[generator], pool=pool)
-        for loss in losses
+        Replay(partial(_step, loss, optimiser), generator.device, generators=[generator], pool=pool) for loss in losses
     ]
     released: np.ndarray | None = None
     for epoch in track(range(schedule.epochs), "training", schedule.epochs):

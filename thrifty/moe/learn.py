@@ -11,18 +11,18 @@ import torch
 from torch import Tensor, nn
 
 from thrifty import gates
-from thrifty.captured import Captured
 from thrifty.errors import SettingError
 from thrifty.gates import Controller
 from thrifty.moe import attention_masks, calibrate, cluster
 from thrifty.moe.attention_masks import Sides, TokenGates
-from thrifty.moe.balance import balance_loss, expected_width, log_ratio, union, union_loss
+from thrifty.moe.balance import balance_loss, expected_width, log_ratio, together, union, union_loss
 from thrifty.moe.distill import Teacher, divergence, hidden_states, is_recordable, unpadded
 from thrifty.moe.job import MoeJob
 from thrifty.moe.learnt import Learnt, Table, acting, top
 from thrifty.moe.sites import Site
 from thrifty.moe.spread import spread
 from thrifty.moe.train import Recipe, Team, train
+from thrifty.replay import Replay
 
 START, GATES, ROUTES = 1, 1_000, 500_000_000
 """Purposes of random numbers; the step, and for routes the process too, are added."""
@@ -152,7 +152,7 @@ class Step:
         self.ids = ids.clone()
         can_record, generators = is_recordable(job.model, job.corpus.window), (self.drawn, self.routed)
         self.stages = [
-            Captured(partial(self._gradients, settled), device, generators=generators, is_recorded=can_record)
+            Replay(partial(self._gradients, settled), device, generators=generators, is_recorded=can_record)
             for settled in (False, True)
         ]
 
@@ -182,6 +182,11 @@ class Step:
         total.backward()
         return facts, [parameter.grad for parameter in self.learnt.parameters()]
 
+    def _drawn_masks(self, logits: Tensor) -> Tensor:
+        """Masks with as many channels as the export will have: all experts of a layer the same number."""
+        width = expected_width(gates.keep_probability(logits))
+        return gates.gumbel_top(logits, width, generator=self.drawn)
+
     def _loss(self, is_settled: bool) -> tuple[Tensor, dict[str, Tensor]]:
         job, learning, learnt = self.job, self.learning, self.learnt
         logits, networks = learnt.emitted()
@@ -190,16 +195,17 @@ class Step:
             masks = {name: top(one.detach(), widths[name]) for name, one in logits.items()}
             counted, tokens = masks, TokenGates(attention_masks.settled(networks, widths), None)
         else:
-            masks = {name: gates.gumbel_sigmoid(one, generator=self.drawn) for name, one in logits.items()}
-            counted = {name: gates.keep_probability(one) for name, one in logits.items()}
+            counted = together(gates.keep_probability, logits)
+            masks = together(self._drawn_masks, logits)
             tokens = TokenGates(networks, self.drawn)
         routers = dict(zip(learnt.names, learnt.routers, strict=True))
         noise = None if is_settled else self.routed
         with acting(job.sites, masks, routers, noise) as seen, attention_masks.acting(job.sites, masks, tokens):
             student = hidden_states(job.model, self.ids)
         apart = divergence(student, self.wanted, job.model.get_output_embeddings())
-        shares = torch.stack([expected_width(one) / one.shape[-1] for one in (counted | tokens.counted).values()])
-        unions = torch.stack([union(masks[name]) for name in learnt.names])
+        shares = together(lambda one: expected_width(one) / one.shape[-1], counted | tokens.counted)
+        shares = torch.stack(list(shares.values()))
+        unions = torch.stack(list(together(union, {name: masks[name] for name in learnt.names}).values()))
         active = (shares * learnt.weights).sum()
         total = learning.distil * apart
         if not is_settled:

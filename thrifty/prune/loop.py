@@ -35,8 +35,8 @@ from thrifty.prune.coupling import Coupling, Group
 from thrifty.prune.evaluate import evaluating
 from thrifty.prune.gating import Reads, gated, masked, zero
 from thrifty.prune.project import Projection
-from thrifty.prune.replay import Replay, uncached_autocast
 from thrifty.prune.search import Search
+from thrifty.replay import Replay, uncached_autocast
 
 Phase = Literal["warm-up", "search", "shrink", "dense"]
 Criterion = Callable[[Any, Any], Tensor]

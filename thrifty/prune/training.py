@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from thrifty import settings
 from thrifty.errors import SettingError
 from thrifty.prune.batches import Batches, Draw
-from thrifty.prune.replay import Replay
+from thrifty.replay import Replay
 
 
 @dataclass(frozen=True)
