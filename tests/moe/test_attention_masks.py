@@ -12,7 +12,7 @@ from thrifty.moe import apply as outputs
 from thrifty.moe import attention_masks, calibrate, learn, train
 from thrifty.moe.attention_masks import TokenGates, channel_energy, pair_energy
 from thrifty.moe.distill import Teacher
-from thrifty.moe.evaluate import quality, with_plan
+from thrifty.moe.evaluate import overlap, quality, with_plan
 from thrifty.moe.job import MoeJob
 from thrifty.moe.learn import Learning, Step, exported, settled_widths
 from thrifty.moe.learnt import Learnt
@@ -44,8 +44,9 @@ def started(job: MoeJob, learning: Learning = LEARNING) -> Learnt:
     return learnt
 
 
-@pytest.mark.parametrize("attention", ["qk", "vo", "both"])
-@pytest.mark.parametrize("active", [0.4, 0.5, 0.8])
+@pytest.mark.parametrize(
+    ("attention", "active"), [("qk", 0.5), ("vo", 0.5), ("both", 0.4), ("both", 0.5), ("both", 0.8)]
+)
 def test_mlps_and_attention_meet_one_budget_within_a_hundredth_or_a_step(
     blocks: MoeJob, active: float, attention
 ) -> None:
@@ -132,6 +133,15 @@ def test_settled_training_computes_what_the_plan_computes(blocks: MoeJob) -> Non
     assert float(facts["kl"]) == pytest.approx(position, rel=0.05)
 
 
+def test_the_union_is_that_of_experts_alone(blocks: MoeJob) -> None:
+    """The released code divides the union's loss by the number of MLPs and attentions together."""
+    learnt = started(blocks)
+    facts = Step(blocks, LEARNING, learnt, Teacher(blocks.model, blocks.corpus))(5)
+    planned = Plan("x", *exported(blocks, learnt))
+    unions = [of_layer["union"] for of_layer in overlap(planned, blocks.sites).values()]
+    assert float(facts["union"]) == pytest.approx(sum(unions) / 3, abs=1e-6)
+
+
 def test_noise_is_the_same_for_all_tokens(blocks: MoeJob) -> None:
     _, networks = started(blocks).emitted()
     (name, network), x = next(iter(networks.items())), torch.randn(1, 48).repeat(64, 1)
@@ -146,8 +156,7 @@ def test_noise_is_the_same_for_all_tokens(blocks: MoeJob) -> None:
     assert network.up.shape == (12, 128)
 
 
-@pytest.mark.parametrize("attention", ["qk", "vo", "both"])
-@pytest.mark.parametrize("num_experts", [1, 4])
+@pytest.mark.parametrize(("num_experts", "attention"), [(1, "both"), (4, "qk"), (4, "vo"), (4, "both")])
 def test_the_export_equals_the_learnt_masks(
     blocks: MoeJob, num_experts: int, attention, tmp_path: Path, tokens
 ) -> None:

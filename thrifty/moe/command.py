@@ -115,7 +115,7 @@ def _forecast(model: str, method: Any, options: dict[str, Any], start: float) ->
 
     language = llm.load(model, options["dtype"], options["device"])
     num_experts = getattr(method, "num_experts", 1)
-    attention = getattr(method, "attention", "none")
+    attention: Any = getattr(method, "attention", "none")
     rows = forecast.of(Sizes.of(language.model), options["active"], options["scope"], num_experts, attention)
     columns = [
         Column("layout", "layout"),
