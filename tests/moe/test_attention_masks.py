@@ -243,8 +243,20 @@ def test_the_start_ranks_pairs_and_channels_by_their_energy(blocks: MoeJob) -> N
         assert torch.equal(logits[qk][0].argsort(), energies[qk].argsort())
         scores = networks[vo].scores(torch.zeros(1, 48))[0]
         assert torch.equal(scores.argsort(), energies[vo].argsort())
-        assert gates.keep_probability(logits[qk]).mean().item() == pytest.approx(0.75, abs=0.02)
-        assert gates.keep_probability(scores).mean().item() == pytest.approx(0.75, abs=0.02)
+        assert gates.keep_probability(logits[qk]).mean().item() == pytest.approx(0.9, abs=0.02)
+        assert gates.keep_probability(scores).mean().item() == pytest.approx(0.9, abs=0.02)
+
+
+def test_the_start_meets_the_budget_with_attention_more_open_than_the_mlps(blocks: MoeJob) -> None:
+    mlp, attention = LEARNING.first_shares(blocks)
+    assert mlp < 0.75 < attention == 0.9
+    whole = blocks.sizes.weights("blocks")
+    assert mlp * blocks.sizes.weights("mlp") + attention * (whole - blocks.sizes.weights("mlp")) == pytest.approx(
+        0.75 * whole
+    )
+    tight = replace(LEARNING, anneal=0.0)
+    assert tight.first_shares(MoeJob.of(blocks.model, blocks.corpus, 0.35, "blocks")) == pytest.approx((0.35, 0.35))
+    assert replace(LEARNING, attention="none").first_shares(blocks)[0] == pytest.approx(0.75)
 
 
 def test_the_published_start_has_every_gate_of_attention_open(blocks: MoeJob) -> None:
