@@ -115,7 +115,8 @@ def learn(job: MoeJob, learning: Learning) -> tuple[dict[str, Tensor], dict[str,
 
 def start_apart(job: MoeJob, learning: Learning, learnt: Learnt) -> None:
     """Give the experts clusters of the MLP's inputs, their channels by what each cluster needs, and the routers the
-    clusters' places; the gates start `learning.first` open, or by the budget where nothing is annealed; those of attention more."""
+    clusters' places; the gates start `learning.first` open, or by the budget where nothing is annealed, and those of
+    attention more."""
     wanted: dict[str, Tensor] = {}
     generator = job.generator(START)
     share, of_attention = learning.first_shares(job)
