@@ -12,7 +12,7 @@ from thrifty.moe import apply as outputs
 from thrifty.moe import attention_masks, calibrate, learn, train
 from thrifty.moe.attention_masks import TokenGates, channel_energy, pair_energy
 from thrifty.moe.distill import Teacher
-from thrifty.moe.evaluate import quality, with_plan
+from thrifty.moe.evaluate import overlap, quality, with_plan
 from thrifty.moe.job import MoeJob
 from thrifty.moe.learn import Learning, Step, exported, settled_widths
 from thrifty.moe.learnt import Learnt
@@ -44,8 +44,9 @@ def started(job: MoeJob, learning: Learning = LEARNING) -> Learnt:
     return learnt
 
 
-@pytest.mark.parametrize("attention", ["qk", "vo", "both"])
-@pytest.mark.parametrize("active", [0.4, 0.5, 0.8])
+@pytest.mark.parametrize(
+    ("attention", "active"), [("qk", 0.5), ("vo", 0.5), ("both", 0.4), ("both", 0.5), ("both", 0.8)]
+)
 def test_mlps_and_attention_meet_one_budget_within_a_hundredth_or_a_step(
     blocks: MoeJob, active: float, attention
 ) -> None:
@@ -132,6 +133,15 @@ def test_settled_training_computes_what_the_plan_computes(blocks: MoeJob) -> Non
     assert float(facts["kl"]) == pytest.approx(position, rel=0.05)
 
 
+def test_the_union_is_that_of_experts_alone(blocks: MoeJob) -> None:
+    """The released code divides the union's loss by the number of MLPs and attentions together."""
+    learnt = started(blocks)
+    facts = Step(blocks, LEARNING, learnt, Teacher(blocks.model, blocks.corpus))(5)
+    planned = Plan("x", *exported(blocks, learnt))
+    unions = [of_layer["union"] for of_layer in overlap(planned, blocks.sites).values()]
+    assert float(facts["union"]) == pytest.approx(sum(unions) / 3, abs=1e-6)
+
+
 def test_noise_is_the_same_for_all_tokens(blocks: MoeJob) -> None:
     _, networks = started(blocks).emitted()
     (name, network), x = next(iter(networks.items())), torch.randn(1, 48).repeat(64, 1)
@@ -146,8 +156,7 @@ def test_noise_is_the_same_for_all_tokens(blocks: MoeJob) -> None:
     assert network.up.shape == (12, 128)
 
 
-@pytest.mark.parametrize("attention", ["qk", "vo", "both"])
-@pytest.mark.parametrize("num_experts", [1, 4])
+@pytest.mark.parametrize(("num_experts", "attention"), [(1, "both"), (4, "qk"), (4, "vo"), (4, "both")])
 def test_the_export_equals_the_learnt_masks(
     blocks: MoeJob, num_experts: int, attention, tmp_path: Path, tokens
 ) -> None:
@@ -234,8 +243,20 @@ def test_the_start_ranks_pairs_and_channels_by_their_energy(blocks: MoeJob) -> N
         assert torch.equal(logits[qk][0].argsort(), energies[qk].argsort())
         scores = networks[vo].scores(torch.zeros(1, 48))[0]
         assert torch.equal(scores.argsort(), energies[vo].argsort())
-        assert gates.keep_probability(logits[qk]).mean().item() == pytest.approx(0.75, abs=0.02)
-        assert gates.keep_probability(scores).mean().item() == pytest.approx(0.75, abs=0.02)
+        assert gates.keep_probability(logits[qk]).mean().item() == pytest.approx(0.9, abs=0.02)
+        assert gates.keep_probability(scores).mean().item() == pytest.approx(0.9, abs=0.02)
+
+
+def test_the_start_meets_the_budget_with_attention_more_open_than_the_mlps(blocks: MoeJob) -> None:
+    mlp, attention = LEARNING.first_shares(blocks)
+    assert mlp < 0.75 < attention == 0.9
+    whole = blocks.sizes.weights("blocks")
+    assert mlp * blocks.sizes.weights("mlp") + attention * (whole - blocks.sizes.weights("mlp")) == pytest.approx(
+        0.75 * whole
+    )
+    tight = replace(LEARNING, anneal=0.0)
+    assert tight.first_shares(MoeJob.of(blocks.model, blocks.corpus, 0.35, "blocks")) == pytest.approx((0.35, 0.35))
+    assert replace(LEARNING, attention="none").first_shares(blocks)[0] == pytest.approx(0.75)
 
 
 def test_the_published_start_has_every_gate_of_attention_open(blocks: MoeJob) -> None:

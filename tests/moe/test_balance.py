@@ -28,6 +28,13 @@ def test_the_union_counts_a_channel_that_any_expert_has_once() -> None:
     assert union_loss(torch.tensor([0.5, 1.0])) > 0
 
 
+def test_the_union_is_a_mean_over_the_layers_that_have_experts() -> None:
+    """The released code divides by the attention layers as well, which have none."""
+    one = torch.tensor([0.5, 1.0, 0.7])
+    assert union_loss(one) == pytest.approx(float(union_loss(torch.cat([one, one]))))
+    assert union_loss(one[:1]) == pytest.approx(float(torch.tensor(1.001 / 0.501).log()))
+
+
 def test_the_union_pushes_towards_channels_that_no_expert_has() -> None:
     masks = torch.tensor([[1.0, 0, 0], [1.0, 0, 0]], requires_grad=True)
     union_loss(union(masks)[None]).backward()

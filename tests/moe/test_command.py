@@ -49,6 +49,20 @@ def test_a_folder_is_written_that_predicts_what_was_measured(folder, texts, tmp_
     assert "0.5" in capsys.readouterr().out or found
 
 
+def test_attention_gives_its_share_of_one_budget(folder, texts, tmp_path, capsys) -> None:
+    more = ["--of", "blocks", "--set", "attention=both", "--set", "num_experts=4", "-o", str(tmp_path / "out")]
+    said = refused(asked(folder, texts, *more), capsys)
+    assert "--layout tomoe" in said
+    assert not list(tmp_path.iterdir())
+    main(asked(folder, texts, *more, "--layout", "tomoe", "--json", str(tmp_path / "r.json")))
+    found = json.loads((tmp_path / "r.json").read_text())
+    assert found["active_ratio_blocks"] == pytest.approx(0.5, abs=0.005)
+    assert found["max_abs_difference"] < 1e-3
+    entries = json.loads((tmp_path / "out" / "config.json").read_text())["tomoe"]
+    assert any(entry["pairs"] for entry in entries)
+    assert any(entry["values"] for entry in entries)
+
+
 def test_a_dry_run_tells_the_cost_and_writes_nothing(folder, tmp_path, capsys) -> None:
     main(["moe", str(folder), "--active", "0.5", "--dry-run", "--json", str(tmp_path / "r.json")])
     assert "standard" in capsys.readouterr().out

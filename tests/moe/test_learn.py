@@ -110,17 +110,19 @@ def test_what_cannot_be_trained_is_refused(changes) -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("widths", ["layer", "equal"])
+@pytest.mark.parametrize(
+    ("scope", "widths", "attention"), [("mlp", "layer", "none"), ("mlp", "equal", "none"), ("blocks", "layer", "both")]
+)
 def test_recorded_steps_learn_what_eager_ones_learn(
-    tiny, corpus: Corpus, monkeypatch: pytest.MonkeyPatch, widths
+    tiny, corpus: Corpus, monkeypatch: pytest.MonkeyPatch, scope, widths, attention
 ) -> None:
     """Same seeds, same noise, same windows: plans agree but for gates that tie in another order of sums."""
     found = []
     for is_recorded in (False, True):
         monkeypatch.setattr(learning_of, "is_recordable", lambda model, window, value=is_recorded: value)
         model = tiny().to("cuda")
-        job = MoeJob.of(model, corpus, 0.5, widths=widths, steps=40, batch=2)
-        found.append(learn(job, replace(LEARNING, settle=0.3)))
+        job = MoeJob.of(model, corpus, 0.5, scope, widths, steps=40, batch=2)
+        found.append(learn(job, replace(LEARNING, settle=0.3, attention=attention)))
     (keep, evidence), (kept, recorded) = found
     assert torch.allclose(evidence["history"], recorded["history"], rtol=0.02, atol=0.02)
     for name in keep:

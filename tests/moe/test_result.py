@@ -1,6 +1,7 @@
 """A result tells what is active, how good it is, and how the experts are used."""
 
 import pytest
+import torch
 
 from thrifty.moe import result
 from thrifty.moe.apply import apply
@@ -31,6 +32,17 @@ def test_without_routers_there_is_nothing_to_shuffle(job: MoeJob, random) -> Non
     row = result.of(job, Random(), random(job.model, num_experts=1), job.corpus.held_out)
     assert row["ppl_ratio_shuffled"] is None
     assert row["layers"]["most_loaded"] == [None] * 3
+
+
+def test_what_attention_keeps_is_told_and_its_networks_are_counted(job: MoeJob, random) -> None:
+    plan = random(job.model)
+    plain = result.active(job, plan)["params_active"]
+    plan.keep["layers.1.attention.qk"] = torch.tensor([1, 0, 1, 1, 0, 1.0])
+    assert result.layers(job.sites, plan, {})["pairs"] == [None, pytest.approx(4 / 6), None]
+    assert result.layers(job.sites, plan, {})["values"] == [None] * 3
+    assert result.active(job, plan)["params_active"] == plain - 2 * 2 * 48 * 6
+    plan.evidence["layers.0.attention.vo.down"] = torch.randn(8, 48)
+    assert result.active(job, plan)["params_active"] == plain - 2 * 2 * 48 * 6 + 8 * 48
 
 
 def test_layers_are_told_one_by_one(job: MoeJob, random) -> None:

@@ -27,6 +27,7 @@ from thrifty import gates
 from thrifty.errors import SettingError
 from thrifty.gates import Controller
 from thrifty.moe import calibrate, cluster
+from thrifty.moe.cost import Scope
 from thrifty.moe.job import MoeJob
 from thrifty.moe.masking import TOKEN_MASK, TokenMask, attention_hooks
 from thrifty.moe.sites import Site
@@ -39,22 +40,31 @@ Sides = Literal["none", "qk", "vo", "both"]
 """What of attention is masked: nothing, queries and keys, values and outputs, or all."""
 
 
+def check_scope(sides: Sides, scope: Scope) -> None:
+    """Raise `SettingError` where masks of attention would not count."""
+    if sides != "none" and scope == "mlp":
+        raise SettingError(f"attention={sides}: the budget counts the MLPs alone; count attention too: --of blocks")
+
+
 def check(sides: Sides, job: MoeJob) -> None:
     """Raise `SettingError` where masks of attention would not count, could not be written, or do not fit the model."""
     if sides == "none":
         return
-    if job.scope == "mlp":
-        raise SettingError(f"attention={sides}: the budget counts the MLPs alone; count attention too: --of blocks")
+    check_scope(sides, job.scope)
     if job.widths == "equal":
         raise SettingError(f"attention={sides}: the standard layout has no thinned attention; use --layout tomoe")
     if sides != "vo" and not all(site.attention.can_drop_pairs for site in job.sites):
         raise SettingError(f"attention={sides}: no rotary pairs can be left out of this model; use attention=vo")
 
 
+def chosen(sides: Sides) -> tuple[str, ...]:
+    """The sides by the last part of their names in a plan."""
+    return {"none": (), "both": ("qk", "vo")}.get(sides, (sides,))
+
+
 def parts_of(sites: list[Site], sides: Sides) -> list[str]:
     """The parts of a plan that are learnt: those of all layers' queries and keys, then those of values and outputs."""
-    chosen = {"none": (), "both": ("qk", "vo")}.get(sides, (sides,))
-    return [f"{site.attention_name}.{side}" for side in chosen for site in sites]
+    return [f"{site.attention_name}.{side}" for side in chosen(sides) for site in sites]
 
 
 def num_logits(site: Site, sides: Sides) -> int:

@@ -115,7 +115,8 @@ def _forecast(model: str, method: Any, options: dict[str, Any], start: float) ->
 
     language = llm.load(model, options["dtype"], options["device"])
     num_experts = getattr(method, "num_experts", 1)
-    rows = forecast.of(Sizes.of(language.model), options["active"], options["scope"], num_experts)
+    attention: Any = getattr(method, "attention", "none")
+    rows = forecast.of(Sizes.of(language.model), options["active"], options["scope"], num_experts, attention)
     columns = [
         Column("layout", "layout"),
         Column("active_ratio_mlp", "active MLP", ".1%"),
@@ -133,6 +134,10 @@ def _forecast(model: str, method: Any, options: dict[str, Any], start: float) ->
         "At best: times faster where reading weights (decoding) or multiplying with them (prefill) is all that takes "
         "time. Nothing has been trained.",
     ]
+    if attention != "none":
+        notes.append(
+            "Attention is thinned too, which only `tomoe` can hold. Masked values count as parameters, not time."
+        )
     title = f"{model}, {options['active']:g} of the {options['scope']} active: what it will cost"
     origin = provenance(console.command(), time.perf_counter() - start)
     return Report(title, "moe forecast", rows, columns, notes=notes, provenance=origin)

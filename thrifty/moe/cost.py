@@ -8,7 +8,7 @@ Three scopes, and every report names its own:
 The width of an MLP is that of its widest expert, as in the paper: what is charged is what a token may need at most.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -108,25 +108,22 @@ class Sizes:
         check_ratio(ratio)
         return Budget(self.cost(scope), ratio * self.weights(scope), "active parameters")
 
-    def uniform_width(self, ratio: float | int, scope: Scope = "mlp", keeps_attention: bool = True) -> dict[str, int]:
-        """Widths of the MLPs, one share of each, multiples of 16, that meet `ratio` in `scope` from below.
+    def uniform_width(self, ratio: float | int, scope: Scope = "mlp", thinned: Collection[str] = ()) -> dict[str, int]:
+        """Widths of the MLPs and of the parts of attention that are `thinned`, one share of each in their multiples,
+        that meet `ratio` in `scope` from below.
 
-        Where `keeps_attention` is False attention shrinks by the same share. Raises `SettingError` where the attention
-        and the rest alone cost more than `ratio`.
+        Raises `SettingError` where everything else alone costs more than `ratio`.
         """
         check_ratio(ratio)
-        mlp, counted = self.weights("mlp"), self.weights(scope)
-        if keeps_attention or scope == "mlp":
-            share = (ratio * counted - (counted - mlp)) / mlp
-        else:
-            share = (ratio * counted - (counted - self.weights("blocks"))) / self.weights("blocks")
+        parts = {name: part for name, part in self.parts.items() if part.scope == "mlp" or name in thinned}
+        own, counted = sum(part.weights for part in parts.values()), self.weights(scope)
+        share = (ratio * counted - (counted - own)) / own
         if share <= 0:
-            fixed = 1 - mlp / counted
+            fixed = 1 - own / counted
             raise SettingError(
                 f"active {ratio:g} of the {scope}: what stays whole is {fixed:.0%} already; ask for more"
             )
-        names = (name for name, part in self.parts.items() if part.scope == "mlp")
-        return {name: round_width(share * self.parts[name].size, self.parts[name].size) for name in names}
+        return {name: round_width(share * part.size, part.size, part.multiple) for name, part in parts.items()}
 
 
 def check_ratio(ratio: float | int) -> None:

@@ -49,14 +49,15 @@ class Learning:
     anneal: float
     settle: float
     attention: Sides = "none"
+    attention_first: float = 0.9
 
     def check(self, name: str) -> None:
         """Raise `SettingError`, in the words of the method called `name`, for what cannot be trained."""
         if not 1 <= self.num_experts <= 128:
             raise SettingError(f"{name}: num_experts={self.num_experts}; use 1 to 128")
-        for setting in ("anneal", "settle"):
+        for setting, of in (("anneal", "the steps"), ("settle", "the steps"), ("attention_first", "attention")):
             if not 0 <= getattr(self, setting) <= 1:
-                raise SettingError(f"{name}: {setting}={getattr(self, setting)}; use a share of the steps, 0 to 1")
+                raise SettingError(f"{name}: {setting}={getattr(self, setting)}; use a share of {of}, 0 to 1")
         if self.attention != "none" and self.logits == "free":
             raise SettingError(f"{name}: attention={self.attention} needs the controller; leave logits=controller")
 
@@ -70,6 +71,16 @@ class Learning:
         left = max(0.0, 1 - step / falling) if falling else 0.0
         share = self.share(job)
         return share + left * max(0.0, self.first - share)
+
+    def first_shares(self, job: MoeJob) -> tuple[float, float]:
+        """The shares of the MLPs and of what of attention is masked that are open at the start: of attention at least
+        `attention_first`, for which the MLPs pay; the same of both where that would leave them less than a third."""
+        share, thinned = self.share_at(job, 0), attention_masks.parts_of(job.sites, self.attention)
+        mlp = job.sizes.weights("mlp")
+        attention = sum(job.sizes.parts[name].weights for name in thinned)
+        first = max(share, self.attention_first)
+        left = (share * (mlp + attention) - first * attention) / mlp
+        return (left, first) if left > share / 3 else (share, share)
 
     def first_settled(self, job: MoeJob) -> int:
         """The step from which on the masks are the exported ones, and only the routers learn."""
@@ -104,10 +115,11 @@ def learn(job: MoeJob, learning: Learning) -> tuple[dict[str, Tensor], dict[str,
 
 def start_apart(job: MoeJob, learning: Learning, learnt: Learnt) -> None:
     """Give the experts clusters of the MLP's inputs, their channels by what each cluster needs, and the routers the
-    clusters' places; the gates start `learning.first` open, or by the budget where nothing is annealed."""
+    clusters' places; the gates start `learning.first` open, or by the budget where nothing is annealed, and those of
+    attention more."""
     wanted: dict[str, Tensor] = {}
     generator = job.generator(START)
-    share = learning.share_at(job, 0)
+    share, of_attention = learning.first_shares(job)
 
     def look(site: Site, x: Tensor, h: Tensor) -> None:
         norms = calibrate.column_norms(site)
@@ -121,7 +133,7 @@ def start_apart(job: MoeJob, learning: Learning, learnt: Learnt) -> None:
     if isinstance(learnt.emitter, Controller):
         cluster.solve_heads(learnt.emitter, wanted)
         if learning.attention != "none":
-            learnt.attention.start(job, learnt.emitter, share, learning.spread)
+            learnt.attention.start(job, learnt.emitter, of_attention, learning.spread)
     elif isinstance(learnt.emitter, Table):
         learnt.emitter.set(wanted)
 

@@ -23,6 +23,8 @@ from thrifty.moe.sites import Site
 
 EMBEDDING = 32
 HIDDEN = 64
+FEATURES = 2 * HIDDEN
+"""The width of an embedding: both directions of the controller."""
 
 
 GAIN = 25.0
@@ -84,7 +86,7 @@ class Learnt(nn.Module):
             torch.empty(count, site.width, device=device).normal_(std=site.width**-0.5, generator=generator)
             for site in sites
         )
-        self.attention = AttentionMasks(sites, attention, 2 * HIDDEN, generator)
+        self.attention = AttentionMasks(sites, attention, FEATURES, generator)
         self.register_buffer("widths", torch.zeros(len(self.parts), dtype=torch.long, device=device))
         known = {name: part for site in sites for name, part in cost.parts_of(site).items()}
         weights = torch.tensor([float(known[name].weights) for name in self.parts], device=device)

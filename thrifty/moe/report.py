@@ -85,7 +85,10 @@ def plots(rows: list[dict[str, Any]]) -> list[Plot]:
     depth = list(range(len(best["layers"]["width"])))
     names = {"width": "of one expert", "union": "of any expert", "intersection": "of all experts"}
     lines = [Series(name, depth, best["layers"][key]) for key, name in names.items()]
-    caption = f"{best['label']}: shares of each MLP's channels."
+    attention = {"pairs": "of attention's pairs", "values": "of attention's values"}
+    attention = {key: name for key, name in attention.items() if None not in best["layers"][key]}
+    lines += [Series(name, depth, best["layers"][key]) for key, name in attention.items()]
+    caption = f"{best['label']}: shares of each MLP's channels" + (", and of attention." if attention else ".")
     found.append(Plot("Channels by layer", "layer", "share of channels", lines, caption=caption))
     if any(value is not None for value in best["layers"]["most_loaded"]):
         names = {"most_loaded": "most used expert", "least_loaded": "least used expert"}

@@ -64,7 +64,8 @@ def active(job: MoeJob, plan: Plan, made: Any | None = None) -> dict[str, Any]:
 
 
 def layers(sites: list[Site], plan: Plan, loads: dict[str, Tensor]) -> dict[str, list[float | None]]:
-    """Layer by layer: width, union and intersection as shares of the channels, the largest and the smallest load."""
+    """Layer by layer: width, union and intersection as shares of the channels, the largest and the smallest load, and
+    the shares of attention's pairs and values that are kept, None where it is whole."""
     facts = evaluate.overlap(plan, sites)
     kept = [facts[site.name] for site in sites]
     parts = [loads.get(site.name) for site in sites]
@@ -74,7 +75,13 @@ def layers(sites: list[Site], plan: Plan, loads: dict[str, Tensor]) -> dict[str,
         "intersection": [one["intersection"] for one in kept],
         "most_loaded": [None if one is None else float(one.max()) for one in parts],
         "least_loaded": [None if one is None else float(one.min()) for one in parts],
+        "pairs": [_share(plan.keep.get(f"{site.attention_name}.qk")) for site in sites],
+        "values": [_share(plan.keep.get(f"{site.attention_name}.vo")) for site in sites],
     }
+
+
+def _share(kept: Tensor | None) -> float | None:
+    return None if kept is None else float(kept.float().mean())
 
 
 def _batch(model: Any) -> int:

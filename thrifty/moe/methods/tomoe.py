@@ -27,7 +27,8 @@ class Tomoe:
     - `logits="free"` learns a number for every expert and channel in place of the controller.
 
     `attention` also masks rotary pairs of queries and keys (`qk`), channels of each token's values and outputs (`vo`),
-    or both, within the one budget: it needs a budget that counts attention (`--of blocks`) and `--layout tomoe`.
+    or both, within the one budget: it needs a budget that counts attention (`--of blocks`) and `--layout tomoe`. Its
+    gates start `attention_first` open, those of the MLPs the less: attention can spare less than they can.
     """
 
     num_experts: int = 8
@@ -44,6 +45,7 @@ class Tomoe:
     anneal: float = 0.3
     settle: float = 0.1
     attention: Literal["none", "qk", "vo", "both"] = "none"
+    attention_first: float = 0.9
 
     def __post_init__(self) -> None:
         """Refuse what cannot be trained."""
