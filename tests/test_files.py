@@ -130,6 +130,6 @@ def test_a_file_that_is_there_is_taken_only_when_asked(tmp_path: Path) -> None:
 def test_a_disk_that_safetensors_finds_full_is_one_line_and_leaves_nothing(opened, tmp_path: Path) -> None:
     from safetensors import SafetensorError
 
-    with pytest.raises(OutputError, match="cannot write .*No space left"), opened(tmp_path / "made"):
+    with pytest.raises(OutputError, match=r"cannot write .*No space left"), opened(tmp_path / "made"):
         raise SafetensorError("No space left on device (os error 28)")
     assert not list(tmp_path.iterdir())
