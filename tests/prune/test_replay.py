@@ -7,7 +7,9 @@ import pytest
 import torch
 from conftest import fresh
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from thrifty.prune.cost import budget_of
 from thrifty.prune.job import PruneJob
 from thrifty.prune.methods.ato import Ato
 from thrifty.prune.replay import Replay, uncached_autocast
@@ -34,6 +36,32 @@ def test_within_an_autocast_weights_are_cast_anew_each_time() -> None:
         assert torch.equal(layer(torch.ones(1, 2)), 2 * before)
     with uncached_autocast(CPU):
         assert layer(torch.ones(1, 2)).dtype == torch.float32
+
+
+class NoWaiting(TorchDispatchMode):
+    """Refuses what would make a CPU wait for a GPU, which a CUDA graph cannot hold."""
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        name = function._schema.name
+        assert name not in ("aten::_local_scalar_dense", "aten::nonzero", "aten::masked_select", "aten::equal"), name
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("keep", ["flops=50%", "params=60%,activations=80%"])
+@pytest.mark.parametrize("recipe", ["improved", "published"])
+def test_a_controller_step_waits_for_no_value(made_job: PruneJob, keep: str, recipe: str) -> None:
+    job = fresh(made_job)
+    optimizer = torch.optim.SGD(job.model.parameters(), 0.1)
+    budget = budget_of(keep, job.coupling, model=job.model)
+    loop = Ato(recipe=recipe).loop_of(job.model, optimizer, job.coupling, budget, 100)
+    while loop.phase == "warm-up":
+        loop.after_step()
+    images, labels = torch.randn(4, 3, 8, 8), torch.arange(4)
+    for _ in range(2):
+        loop.controller_step(images, labels)
+    with NoWaiting():
+        loop.controller_step(images, labels)
+        loop.after_step()
 
 
 @pytest.mark.gpu

@@ -55,6 +55,8 @@ def prune(model: str, output: Path, json_file: Path | None, resume: bool, overwr
     if options["onnx"]:
         _check_onnx()
     job = _job(model, training, output, resume, options)
+    if not resume:
+        _fresh(output, overwrite)
     click.echo(_told(model, job), err=True)
     with progress.shown() as track:
         _finish(model, method, job, track, options["batch"], json_file, start)
@@ -96,14 +98,19 @@ def _training(texts: tuple[str, ...], epochs: int | None) -> Any:
 
 
 def _check_output(output: Path, resume: bool, overwrite: bool) -> None:
-    from thrifty.files import check_folder, fresh_folder
+    from thrifty.files import check_folder
     from thrifty.prune import checkpoint
 
-    if resume:
-        check_folder(output, overwrite=True)
-        return
-    if output.is_dir() and checkpoint.exists(output) and not overwrite:
+    if not resume and output.is_dir() and checkpoint.exists(output) and not overwrite:
         raise SettingError(f"{output} holds a run; add --resume to go on with it, or --overwrite to start anew")
+    check_folder(output, overwrite or resume)
+
+
+def _fresh(output: Path, overwrite: bool) -> None:
+    """The folder without an earlier run. Only now, since what was asked for could have been refused."""
+    from thrifty.files import fresh_folder
+    from thrifty.prune import checkpoint
+
     fresh_folder(output, overwrite)
     checkpoint.remove(output)
 

@@ -68,9 +68,9 @@ class Search:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(mixed(seed, -2))
             self.controller = Controller(layout.sizes, hidden=_HIDDEN).to(device)
-        is_cuda = device.type == "cuda"
         weights = _decayed(self.controller, settings.weight_decay)
-        self.optimizer = torch.optim.AdamW(weights, settings.learning_rate, fused=is_cuda, capturable=is_cuda)
+        is_cuda = device.type == "cuda"
+        self.optimizer = torch.optim.AdamW(weights, settings.learning_rate, fused=True, capturable=is_cuda)
         self.generator = torch.Generator(device)
         whole = {name: torch.ones(size, device=device) for name, size in layout.sizes.items()}
         self.whole = [one.spent(whole) for one in budget.each]
