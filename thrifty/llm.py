@@ -119,7 +119,8 @@ def _load(folder: Path, config: dict[str, Any], dtype: str, device: str) -> tupl
         _register_own_layouts()
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
-        model, found = transformers.AutoModelForCausalLM.from_pretrained(
+        auto: Any = transformers.AutoModelForCausalLM
+        model, found = auto.from_pretrained(
             folder, dtype=getattr(torch, dtype), local_files_only=True, use_safetensors=True, output_loading_info=True
         )
     except Exception as error:  # transformers raises many kinds; each means that this folder cannot be used
