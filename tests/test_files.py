@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from thrifty.errors import OutputError
-from thrifty.files import check_file, check_new, fresh_folder, replacing, write_text
+from thrifty.files import check_file, check_new, fresh_folder, new_folder, replacing, write_text
 
 
 def names(folder: Path) -> list[str]:
@@ -124,3 +124,12 @@ def test_a_file_that_is_there_is_taken_only_when_asked(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match="is a folder"):
         check_new(tmp_path, overwrite=True)
     assert names(tmp_path) == ["x.txt"]
+
+
+@pytest.mark.parametrize("opened", [replacing, new_folder])
+def test_a_disk_that_safetensors_finds_full_is_one_line_and_leaves_nothing(opened, tmp_path: Path) -> None:
+    from safetensors import SafetensorError
+
+    with pytest.raises(OutputError, match=r"cannot write .*No space left"), opened(tmp_path / "made"):
+        raise SafetensorError("No space left on device (os error 28)")
+    assert not list(tmp_path.iterdir())

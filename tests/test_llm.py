@@ -131,6 +131,18 @@ def test_an_architecture_that_is_no_causal_model_is_refused_by_name(folder: Path
         load(folder)
 
 
+def test_a_model_that_lacks_weights_is_refused_and_not_made_up(saved: Path, tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    shutil.copytree(saved, tmp_path / "model")
+    weights = load_file(tmp_path / "model" / "model.safetensors")
+    name = next(name for name in weights if name.endswith("mlp.down_proj.weight"))
+    del weights[name]
+    save_file(weights, tmp_path / "model" / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ModelError, match=f"has no {name}; give one"):
+        load(tmp_path / "model")
+
+
 def test_no_code_of_a_folder_is_run(folder: Path, tmp_path: Path) -> None:
     (folder / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
     change_config(

@@ -113,17 +113,29 @@ def _load(folder: Path, config: dict[str, Any], dtype: str, device: str) -> tupl
     except ImportError as error:
         raise ModelError(f"{error.name} is not installed; run: pip install 'thrifty[llm]'") from error
     transformers.utils.logging.disable_progress_bar()
+    spoken = transformers.utils.logging.get_verbosity()
+    transformers.utils.logging.set_verbosity_error()  # what is missing is said below, in one line
     if config["model_type"] not in transformers.CONFIG_MAPPING:
         _register_own_layouts()
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
-        model = transformers.AutoModelForCausalLM.from_pretrained(
-            folder, dtype=getattr(torch, dtype), local_files_only=True, use_safetensors=True
+        auto: Any = transformers.AutoModelForCausalLM
+        model, found = auto.from_pretrained(
+            folder, dtype=getattr(torch, dtype), local_files_only=True, use_safetensors=True, output_loading_info=True
         )
     except Exception as error:  # transformers raises many kinds; each means that this folder cannot be used
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         kind = config.get("model_type")
         raise ModelError(f"cannot load {folder} (model type {kind}) as a causal language model: {first}") from error
+    finally:
+        transformers.utils.logging.set_verbosity(spoken)
+    if found["missing_keys"]:  # transformers would go on with random numbers in their place
+        missing = sorted(found["missing_keys"])
+        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+        raise ModelError(
+            f"{folder} ({config['model_type']}) is no whole causal language model: it has no {missing[0]}{more}; "
+            "give one such as Llama, Mistral, Qwen or Phi, saved by save_pretrained"
+        )
     return torch.nn.Module.to(model, torch.device(device)).eval(), tokenizer
 
 

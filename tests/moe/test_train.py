@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from thrifty.errors import DataError, SettingError
+from thrifty.errors import DataError, OutputError, SettingError
 from thrifty.moe.train import Recipe, Team, train
 from thrifty.progress import silent
 
@@ -74,6 +74,25 @@ def test_a_checkpoint_of_another_training_is_refused(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:100])
     with pytest.raises(DataError, match="cannot be read"):
         run(tensors, gradients, path)
+
+
+def test_a_full_disk_leaves_the_state_before_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from safetensors import SafetensorError
+
+    path, (tensors, gradients) = tmp_path / "state.safetensors", problem()
+    with pytest.raises(KeyboardInterrupt):
+        run(tensors, gradients, path, stopping_after(6))
+    before = path.read_bytes()
+
+    def full(content: object, place: Path, **_: object) -> None:
+        place.write_bytes(b"half")
+        raise SafetensorError("No space left on device (os error 28)")
+
+    monkeypatch.setattr("thrifty.moe.train.save_file", full)
+    with pytest.raises(OutputError, match="No space left"):
+        run(tensors, gradients, path)
+    assert path.read_bytes() == before
+    assert [one.name for one in tmp_path.iterdir()] == [path.name]
 
 
 def test_the_rate_rises_then_falls() -> None:

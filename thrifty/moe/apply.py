@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 
-from thrifty.errors import ModelError, OutputError, SettingError
+from thrifty.errors import ModelError, SettingError
 from thrifty.files import new_folder
 from thrifty.moe import model_type as tomoe
 from thrifty.moe import standard
@@ -105,16 +105,12 @@ def save(model: Any, folder: Path, tokenizer: Any = None) -> None:
     Raises `OutputError` where the folder is there already, cannot be written to, or the disk is full.
     """
     import transformers
-    from safetensors import SafetensorError
 
     transformers.utils.logging.disable_progress_bar()
     with new_folder(folder) as temporary:
-        try:
-            model.save_pretrained(temporary)
-            if tokenizer is not None:
-                tokenizer.save_pretrained(temporary)
-        except SafetensorError as error:
-            raise OutputError(f"cannot write {folder}: {error}") from error
+        model.save_pretrained(temporary)
+        if tokenizer is not None:
+            tokenizer.save_pretrained(temporary)
 
 
 def load(folder: Path, dtype: torch.dtype | None = None, device: str = "cpu") -> Any:

@@ -5,13 +5,15 @@ import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from thrifty.errors import DataError, SettingError
 
 FOLDER = Path(__file__).parent / "tasks"
 """The bundled tasks; `lm-eval --include_path FOLDER` takes them too."""
 BATCH = 16
+SEED = 1234
+"""Of the examples that a few-shot task draws; lm-eval's own."""
 
 Scores = dict[str, dict[str, float]]
 """By task: each metric, and its standard error under the metric's name with `_stderr`."""
@@ -49,16 +51,16 @@ def scores(model: Any, tokenizer: Any, tasks: list[Any]) -> Scores:
     """What `model` scores on `tasks`, as `find` gives them; zero-shot, except where a task itself shows examples."""
     import lm_eval
     from lm_eval.models.huggingface import HFLM
-    from lm_eval.tasks import TaskManager
 
-    evaluate: Any = lm_eval.simple_evaluate  # decorators hide the parameters of both
-    wrap: Any = HFLM
+    wrap, evaluate = cast(Any, HFLM), cast(Any, lm_eval.evaluate)  # decorators hide their parameters
+    for task in tasks:  # as lm_eval.simple_evaluate does, which also asks git and the hub about the model
+        if task.get_config("num_fewshot") is None:
+            task.set_config(key="num_fewshot", value=0)
+        task.set_fewshot_seed(seed=SEED)
+    named = {"tasks": {task.task_name: task for task in tasks}, "groups": {}, "group_map": {}}
     with _quiet():
         language = wrap(pretrained=model, backend="causal", tokenizer=tokenizer, batch_size=BATCH)
-        found = evaluate(
-            language, tasks=tasks, task_manager=TaskManager(include_defaults=False), log_samples=False,
-            bootstrap_iters=1000, random_seed=None, numpy_random_seed=None, torch_random_seed=None,
-        )  # fmt: skip
+        found = evaluate(language, named, log_samples=False, bootstrap_iters=1000)
     return {name: _metrics(row) for name, row in found["results"].items()}
 
 

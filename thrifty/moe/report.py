@@ -51,6 +51,7 @@ def report(title: str, rows: list[dict[str, Any]], provenance: dict[str, Any], n
         Column(f"tasks.moe.{task}.{metric}", f"{task}, {metric}", ".3f")
         for task, metrics in tasks.items()
         for metric in metrics
+        if not metric.endswith("_stderr")
     ]
     shown = [dense_row(rows[0]), *rows]
     return Report(
