@@ -1,5 +1,5 @@
-"""What ToMoE learns of attention: which rotary pairs of queries and keys a layer keeps, and which channels of its values
-each token keeps.
+"""What ToMoE learns of attention: which rotary pairs of queries and keys a layer keeps, and which channels of its
+values each token keeps.
 
 The controller has one more site a layer, whose embedding is the mean E over the experts (arXiv:2501.15316; formulas as
 in the released code). Its head gives two kinds of logits, the same for all heads of attention:
@@ -21,6 +21,7 @@ from typing import Literal
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn.functional import linear
 
 from thrifty import gates
 from thrifty.errors import SettingError
@@ -30,6 +31,10 @@ from thrifty.moe.job import MoeJob
 from thrifty.moe.masking import TOKEN_MASK, TokenMask, attention_hooks
 from thrifty.moe.sites import Site
 
+GAIN = 0.1
+"""R is this times its parameters: a step of Adam moves R x by the sum over all channels of x."""
+QUIET = 0.1
+"""How strong R x starts beside E."""
 Sides = Literal["none", "qk", "vo", "both"]
 """What of attention is masked: nothing, queries and keys, values and outputs, or all."""
 
@@ -84,7 +89,7 @@ class AttentionMasks(nn.Module):
             if self.sides != "vo":
                 rows[f"{site.attention_name}.qk"] = controller.head(place, shift[None])[:, -(head_dim // 2) :]
             if self.sides != "qk":
-                network = TokenMask(0, self.tokens[number], norm.weight, norm.bias, shift, weight[:head_dim])
+                network = TokenMask(0, GAIN * self.tokens[number], norm.weight, norm.bias, shift, weight[:head_dim])
                 networks[f"{site.attention_name}.vo"] = network
         return rows, networks
 
@@ -93,11 +98,14 @@ class AttentionMasks(nn.Module):
         """Rank pairs and channels by their energy over the calibration windows and open `share` of their gates, as
         `cluster.start_logits` does: for all tokens alike, up to the small random share of each."""
         embedded = controller.embeddings()
+        own = dict(zip([site.name for site in self.sites], self.tokens, strict=False))
 
         def look(site: Site, x: Tensor, q: Tensor, k: Tensor, mixed: Tensor) -> None:
             energies = []
             if self.sides != "qk":
                 energies.append(channel_energy(site, mixed))
+                tokens = own[site.name]
+                tokens *= QUIET * embedded[_place(controller, site)].mean(0).std() / (GAIN * linear(x, tokens)).std()
             if self.sides != "vo":
                 energies.append(pair_energy(site, q, k))
             wanted = torch.cat([cluster.start_logits(one[None], share, spread)[0] for one in energies])

@@ -62,7 +62,11 @@ def visit_attention(job: MoeJob, look: LookAtAttention) -> None:
         attention = site.attention
         handles.append(attention.module.register_forward_pre_hook(enter, with_kwargs=True))
         for name, side in (("q", attention.q), ("k", attention.k)):
-            handles.append(side.register_forward_hook(lambda m, x, y, name=name: seen.__setitem__(name, y)))
+
+            def keep(module: torch.nn.Module, inputs: tuple[Tensor, ...], output: Tensor, name: str = name) -> None:
+                seen[name] = output
+
+            handles.append(side.register_forward_hook(keep))
         handles.append(attention.o.register_forward_pre_hook(leave))
     try:
         hidden_states(job.model, job.calibration_windows())

@@ -160,8 +160,9 @@ def start_logits(
 
 @torch.no_grad()
 def solve_heads(controller: Controller, wanted: dict[str, Float[Tensor, "experts _"]]) -> None:
-    """Set the heads of the sites in `wanted` so that the controller emits these logits: a linear system with as many equations for each
-    channel as there are experts, solved exactly while these are no more than the width of an embedding (128)."""
+    """Set the heads of the sites in `wanted` so that the controller emits these logits: a linear system with as many
+    equations for each channel as there are experts, solved exactly while these are no more than the width of an
+    embedding (128)."""
     embedded = controller.embeddings()
     places = {name: number for number, name in enumerate(controller.sites)}
     for name, logits in wanted.items():

@@ -149,7 +149,8 @@ def _converted(
 
     steps, batch = USUAL["cpu" if options["device"] == "cpu" else "gpu"]
     team = Team.here()  # before the model is loaded: `cuda` is then the device of this process
-    language = llm.load(model, options["dtype"], options["device"])
+    llm.check_device(options["device"])  # processes that share the model need it whole only when all is learnt
+    language = llm.load(model, options["dtype"], "cpu" if team.is_sharing else options["device"])
     asked = run.Asked(
         active=options["active"],
         scope=options["scope"],
@@ -166,6 +167,7 @@ def _converted(
         has_speed=options["speed"],
         tasks=tuple(name.strip() for name in options["tasks"].split(",") if name.strip()),
         seed=options["seed"],
+        device=options["device"],
     )
     done = run.run(language, method, asked, checkpoint, options["output"], overwrite, options["save_plan"], track)
     if team.rank > 0:

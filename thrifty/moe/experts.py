@@ -26,6 +26,8 @@ from thrifty.moe.packing import Run, common_of, runs_of
 
 MASKED_BELOW = {"cpu": 6, "cuda": 128}
 """Tokens for each expert below which masks are faster than sorted tokens, as measured by benchmarks/moe_speed.py."""
+DECODED = 8
+"""So many tokens, at most, a GPU takes as products of matrix and vector (`thrifty.moe.kernels.decode`)."""
 KERNEL_NAMES = {"SiLU": "silu", "SiLUActivation": "silu", "NewGELUActivation": "gelu", "GELUTanh": "gelu"}
 """The activations that kernels know, by the class of the module."""
 
@@ -100,6 +102,11 @@ class PackedMlp(nn.Module):
         if fast is not None:
             out, self.choice = fast
             return out.view(x.shape)
+        if name and suits_decoding(self, tokens):
+            from thrifty.moe.kernels.decode import run_decode
+
+            out, self.choice = run_decode(self, tokens.contiguous(), choice, name)
+            return out.view(x.shape)
         if choice is None and self.router is not None:
             choice = choose(self.router, tokens)
         self.choice = choice
@@ -145,6 +152,12 @@ def run(
     else:
         out = run_sorted(mlp, x, choice)
     return out if mlp.out_bias is None else out + mlp.out_bias
+
+
+def suits_decoding(mlp: PackedMlp, x: Float[Tensor, "tokens d"]) -> bool:
+    """Whether the kernels for one token or a handful can run."""
+    is_plain = x.is_cuda and x.dtype == mlp.up.dtype and not torch.is_grad_enabled() and _has_triton()
+    return is_plain and 0 < len(x) <= DECODED
 
 
 def suits_masks(mlp: PackedMlp, x: Float[Tensor, "tokens d"]) -> bool:

@@ -146,7 +146,10 @@ class MoeJob:
             low, high = (middle, high) if spent(at(middle)) <= room else (low, middle)
         widths = at(low)
         lost = sorted(widths, key=lambda name: (widths[name] - low * wanted[name]) / part[name].multiple)
-        for name in lost:
-            larger = widths | {name: min(widths[name] + part[name].multiple, part[name].size)}
-            widths = larger if spent(larger) <= room else widths
+        before = {}
+        while widths != before:  # what is left may be many steps of a small part
+            before = widths
+            for name in lost:
+                larger = widths | {name: min(widths[name] + part[name].multiple, part[name].size)}
+                widths = larger if spent(larger) <= room else widths
         return widths

@@ -21,10 +21,13 @@ from thrifty.moe.distill import Teacher, divergence, hidden_states, is_recordabl
 from thrifty.moe.job import MoeJob
 from thrifty.moe.learnt import Learnt, Table, acting, top
 from thrifty.moe.sites import Site
+from thrifty.moe.spread import spread
 from thrifty.moe.train import Recipe, Team, train
 
 START, GATES, ROUTES = 1, 1_000, 500_000_000
 """Purposes of random numbers; the step, and for routes the process too, are added."""
+AHEAD = 16
+"""So many steps ahead the teacher reads."""
 FACTS = ("step", "kl", "active", "union")
 
 
@@ -78,6 +81,7 @@ def learn(job: MoeJob, learning: Learning) -> tuple[dict[str, Tensor], dict[str,
     history of the training (step, KL divergence, active share of what is learnt, union). Goes on from `job.checkpoint`
     where that is there."""
     attention_masks.check(learning.attention, job)
+    job = spread(job, Team.here())
     is_free = learning.logits == "free"
     learnt = Learnt(job.sites, learning.num_experts, job.generator(START), is_free, learning.attention)
     if learning.start != "published":
@@ -143,6 +147,7 @@ class Step:
         device = job.model.device
         self.drawn, self.routed = torch.Generator(device), torch.Generator(device)
         self.share = torch.zeros((), device=device)
+        self.looked_until = 0
         ids, self.wanted = teacher.read(Team.here().part(job.corpus.places(0, job.batch)))
         self.ids = ids.clone()
         can_record, generators = is_recordable(job.model, job.corpus.window), (self.drawn, self.routed)
@@ -154,6 +159,10 @@ class Step:
     def __call__(self, step: int) -> dict[str, Tensor]:
         """Leave the gradients in the learnt parameters; return the facts of the step."""
         job, team = self.job, Team.here()
+        if step >= self.looked_until:
+            self.looked_until = min(job.steps, step + AHEAD)
+            coming = range(step, self.looked_until)
+            self.teacher.look_ahead([one for at in coming for one in team.part(job.corpus.places(at, job.batch))])
         ids, wanted = self.teacher.read(team.part(job.corpus.places(step, job.batch)))
         self.ids.copy_(ids)
         self.wanted.copy_(wanted)

@@ -40,6 +40,7 @@ class Asked:
     has_speed: bool = True
     tasks: tuple[str, ...] = ()
     seed: int = 0
+    device: str = "cpu"
 
 
 @dataclass(frozen=True)
@@ -95,6 +96,7 @@ def run(
     if asked.batch % Team.here().size:
         raise SettingError(f"--batch {asked.batch} cannot be shared by {Team.here().size} processes evenly")
     plan = method.plan(job)
+    torch.nn.Module.to(job.model, asked.device)  # where processes share it while they learn, it was on the host
     stages = [("", job.model)]
     if asked.heal:
         healed = Heal(asked.heal, steps=asked.heal_steps)(job, plan)  # type: ignore[arg-type]
