@@ -40,7 +40,9 @@ def _accuracy(rows: Rows) -> tuple[float, float]:
 def _line(key: tuple[str, int], rows: Rows, whole: list[float]) -> str:
     mean, spread = _accuracy(rows)
     row = rows[0]
-    method = row["run"].split(":")[1].replace(",", ", ").replace(",  ", ", ")
+    _, method, budget, _ = row["run"].split(":")
+    limits = [limit for limit in budget.split(",") if "=" in limit and not limit.startswith("flops")]
+    method = ", ".join(word.strip() for word in (*method.split(","), *limits))
     share = f"{statistics.mean(r['seconds'] for r in rows) / statistics.mean(whole):.2f}" if whole else "–"
     params = row["params_after"] / row["params_before"]
     told = f"{mean:.2f}" + (f" ± {spread:.2f}" if len(rows) > 1 else "") + f" ({len(rows)})"

@@ -179,4 +179,8 @@ class Controller(nn.Module):
     def forward(self) -> dict[str, Float[Tensor, "rows _"]]:
         """Return the logits of every site, by name: (rows, size)."""
         embedded = self.embeddings()
-        return {name: self.head(number, embedded[number]) for number, name in enumerate(self.sites)}
+        if len(self.norms) > 1:
+            return {name: self.head(number, embedded[number]) for number, name in enumerate(self.sites)}
+        with torch.autocast(self.noise.device.type, enabled=False):
+            ready = self.activation(self.norms[0](embedded)).unbind()  # of all sites at once: few kernels
+            return {name: head(one) for name, head, one in zip(self.sites, self.heads, ready, strict=True)}

@@ -2,8 +2,10 @@
 
 import torch
 
-from thrifty.prune.batches import Batches, mixed, normalised
+from thrifty.prune.batches import Batches, memory_order, mixed, normalised
 from thrifty.prune.images import Images, Split
+from thrifty.prune.run import Run
+from thrifty.prune.unpruned import Unpruned
 
 CPU = torch.device("cpu")
 
@@ -36,10 +38,10 @@ def test_a_moved_image_has_a_black_border() -> None:
     assert torch.equal(inputs[0, :, :2], black.expand(3, 2, 5))
 
 
-def test_images_are_of_mean_zero_and_spread_one_in_channels_last_order() -> None:
+def test_images_are_of_mean_zero_and_spread_one_in_the_order_of_the_device() -> None:
     found = some(200)
     inputs, _ = next(Batches.of(found, 8, 0, CPU).plain(found.train))
-    assert inputs.is_contiguous(memory_format=torch.channels_last)
+    assert inputs.is_contiguous(memory_format=memory_order(inputs.device))
     assert inputs.mean((0, 2, 3)).abs().max() < 1e-4
     assert (inputs.std((0, 2, 3)) - 1).abs().max() < 1e-3
 
@@ -84,3 +86,11 @@ def test_held_out_images_and_the_rest_are_all_images() -> None:
 def test_neighbouring_numbers_give_seeds_far_apart() -> None:
     seeds = {mixed(seed, number) for seed in range(50) for number in range(-4, 50)}
     assert len(seeds) == 50 * 54
+
+
+def test_on_a_cpu_images_and_network_are_in_the_plain_order(made_job) -> None:
+    with Run(made_job, Unpruned()) as run:
+        inputs, _ = run.batches.take(run.batches.draw(0)[:4])
+        assert inputs.is_contiguous()
+        assert all(one.is_contiguous() for one in run.model.parameters())
+    assert memory_order(torch.device("cuda")) == torch.channels_last

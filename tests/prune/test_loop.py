@@ -132,7 +132,7 @@ def test_the_controller_leaves_weights_statistics_and_gradients_alone(made_job: 
 
 def test_the_epoch_tells_how_far_it_is(made_job: PruneJob) -> None:
     training = Training(fresh(made_job))
-    for _ in range(10):
+    for _ in range(6):
         training.step()
     facts = training.loop.epoch_end(lambda model: 0.5)
     assert facts["phase"] in ("search", "shrink")

@@ -162,9 +162,9 @@ class Step:
         self.looked_until = 0
         ids, self.wanted = teacher.read(Team.here().part(job.corpus.places(0, job.batch)))
         self.ids = ids.clone()
-        can_record, generators = is_recordable(job.model, job.corpus.window), (self.drawn, self.routed)
+        self.can_record, generators = is_recordable(job.model, job.corpus.window), (self.drawn, self.routed)
         self.stages = [
-            Replay(partial(self._gradients, settled), device, generators=generators, is_recorded=can_record)
+            Replay(partial(self._gradients, settled), device, generators=generators, is_recorded=self.can_record)
             for settled in (False, True)
         ]
 
@@ -189,7 +189,7 @@ class Step:
     def _gradients(self, is_settled: bool) -> tuple[dict[str, Tensor], list[Tensor | None]]:
         for parameter in self.learnt.parameters():
             parameter.grad = None
-        with unpadded(self.job.model) if self.stages[is_settled].is_recorded else nullcontext():
+        with unpadded(self.job.model) if self.can_record else nullcontext():
             total, facts = self._loss(is_settled)
         total.backward()
         return facts, [parameter.grad for parameter in self.learnt.parameters()]

@@ -42,12 +42,10 @@ class Lengths:
         device = next((kept.device for kept in keep.values() if kept.device.type != "mps"), self.fixed.device)
         fixed, repeats = moved((self.fixed, self.repeats), device)
         parts = [
-            keep[name].to(device).flatten().double()
-            if name in keep
-            else torch.ones(size, device=device, dtype=torch.float64)
+            keep[name].to(device).flatten() if name in keep else torch.ones(size, device=device)
             for name, size in self.sizes.items()
         ]
-        return fixed + repeats @ torch.cat(parts) if parts else fixed
+        return fixed + repeats @ torch.cat(parts).double() if parts else fixed
 
 
 @lru_cache(maxsize=64)

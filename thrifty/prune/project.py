@@ -84,6 +84,7 @@ class Projection:
         """Say which parts are to go (those with 0) when `shorten` is called."""
         if self._dropped is None:
             self._dropped = torch.zeros_like(self._factors)
+            self._find_views()
         self._spread(1 - kept, 0.0, self._dropped)
 
     @torch.no_grad()
@@ -92,8 +93,8 @@ class Projection:
         if self._dropped is None:
             return
         self._check_views()
-        dropped = self._pieces(self._dropped)
-        torch._foreach_addcmul_(self._views, self._views, dropped, -share)  # pyright: ignore[reportPrivateImportUsage]
+        views, dropped = self._views, self._dropped_pieces
+        torch._foreach_addcmul_(views, views, dropped, -share)  # pyright: ignore[reportPrivateImportUsage]
         for one, dim, place in self._others:
             one.addcmul_(one, _as(self._split(self._dropped)[place], one, dim), value=-share)
 
@@ -115,6 +116,7 @@ class Projection:
         self._viewed = [number for number, is_one in enumerate(is_view) if is_one]
         rest = [number for number, is_one in enumerate(is_view) if not is_one]
         self._others = [(self.parameters[number], self._dims[number], number) for number in rest]
+        self._dropped_pieces = [] if self._dropped is None else self._pieces(self._dropped)
 
     def _split(self, elements: Tensor) -> tuple[Tensor, ...]:
         """A piece for each parameter."""

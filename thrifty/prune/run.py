@@ -31,7 +31,7 @@ from thrifty.errors import DataError, SettingError
 from thrifty.plan import Plan
 from thrifty.prune import checkpoint, evaluate
 from thrifty.prune.apply import shrink
-from thrifty.prune.batches import Batches, mixed
+from thrifty.prune.batches import Batches, memory_order, mixed
 from thrifty.prune.gating import zero
 from thrifty.prune.job import PruneJob
 from thrifty.prune.restore import whole_state
@@ -88,7 +88,7 @@ class Run:
         self.job, self.method = job, method
         training = job.training
         self.model = copy.deepcopy(job.model).to(device=job.device).train()
-        self.model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+        self.model.to(memory_format=memory_order(job.device))  # pyright: ignore[reportCallIssue]
         self.batches = Batches.of(job.images, training.batch_size, job.seed, job.device)
         self.num_steps = training.epochs * self.batches.num_batches
         self.rate = torch.tensor(training.learning_rate, device=job.device)

@@ -75,7 +75,7 @@ def test_the_held_out_images_are_trained_on_only_after_the_cut(made_job: PruneJo
     assert seen[-1] == (True, True)
 
 
-@pytest.mark.parametrize("wrong", [{"warm_up": 0.5}, {"shrink": 0.2}, {"averaging": 1.0}, {"search": 1.5}])
+@pytest.mark.parametrize("wrong", [{"warm_up": 0.5}, {"shrink": 0.1}, {"averaging": 1.0}, {"search": 1.5}])
 def test_settings_that_make_no_sense_are_refused(wrong: dict) -> None:
     with pytest.raises(SettingError):
         Ato(**wrong)
