@@ -1,4 +1,4 @@
-"""A handful of tokens as products of matrix and vector equal PyTorch, on a GPU and with `TRITON_INTERPRET=1` on a CPU."""
+"""Products of matrix and vector for a handful of tokens equal PyTorch, on a GPU and with `TRITON_INTERPRET=1`."""
 
 import importlib
 

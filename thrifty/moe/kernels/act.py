@@ -45,11 +45,12 @@ def _gated(
 
 def gated(
     gate: Float[Tensor, "tokens width"] | None, up: Float[Tensor, "tokens width"], activation: str,
-    choice: Int[Tensor, " tokens"] | None = None, members: Tensor | None = None,
+    choice: Int[Tensor, " tokens"] | None = None, members: Tensor | None = None, out: Tensor | None = None,
 ) -> Float[Tensor, "tokens width"]:  # fmt: skip
     """`activation(gate) * up`, or `activation(up)`, in one pass; with `choice` and `members` (experts, width) zero
-    where the token's expert lacks the channel. Gate and up may be halves of the same rows."""
-    out = torch.empty(up.shape, dtype=up.dtype, device=up.device)
+    where the token's expert lacks the channel. Gate and up may be halves of the same rows; `out` is contiguous."""
+    out = torch.empty(up.shape, dtype=up.dtype, device=up.device) if out is None else out
+    assert out.is_contiguous()
     assert up.stride(1) == 1
     assert gate is None or gate.stride() == up.stride()
     if out.numel():
