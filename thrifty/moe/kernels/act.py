@@ -25,22 +25,23 @@ def activated(x, ACTIVATION: tl.constexpr):
 @triton.jit
 @no_type_check
 def _gated(
-    gate, up, choice, members, out, size, width, stride,
+    gate, up, choice, members, out, width, stride,
     ACTIVATION: tl.constexpr, HAS_GATE: tl.constexpr, ROUTED: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    is_here = at < size
-    row, column = at // width, at % width
+    """Program (row, block of columns)."""
+    row = tl.program_id(0).to(tl.int64)
+    column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    is_here = column < width
     value = tl.load(up + row * stride + column, mask=is_here, other=0.0).to(tl.float32)
     if HAS_GATE:
         value *= activated(tl.load(gate + row * stride + column, mask=is_here, other=0.0).to(tl.float32), ACTIVATION)
     else:
         value = activated(value, ACTIVATION)
     if ROUTED:
-        expert = tl.load(choice + row, mask=is_here, other=0).to(tl.int64)
+        expert = tl.load(choice + row).to(tl.int64)
         is_member = tl.load(members + expert * width + column, mask=is_here, other=0) > 0
         value = tl.where(is_member, value, 0.0)
-    tl.store(out + at, value.to(out.dtype.element_ty), mask=is_here)
+    tl.store(out + row * width + column, value.to(out.dtype.element_ty), mask=is_here)
 
 
 def gated(
@@ -54,9 +55,8 @@ def gated(
     assert up.stride(1) == 1
     assert gate is None or gate.stride() == up.stride()
     if out.numel():
-        _gated[(triton.cdiv(out.numel(), 2048),)](
+        _gated[(len(out), triton.cdiv(out.shape[1], 1024))](
             up if gate is None else gate, up, up if choice is None else choice, up if members is None else members,
-            out, out.numel(), out.shape[1], up.stride(0), activation, gate is not None, choice is not None,
-            BLOCK=2048, num_warps=8,
+            out, out.shape[1], up.stride(0), activation, gate is not None, choice is not None, BLOCK=1024, num_warps=4,
         )  # fmt: skip
     return out
