@@ -68,7 +68,7 @@ def bfloat16_dot(kernels, monkeypatch) -> None:
     builder = interpreter.InterpreterBuilder
     dot = builder.create_dot
 
-    def exact(self, a, b, *rest):  # noqa: ANN001, ANN202
+    def exact(self, a, b, *rest):
         return dot(self, *(self.cast_impl(one, interpreter.tl.float32) for one in (a, b)), *rest)
 
     monkeypatch.setattr(builder, "create_dot", exact)
