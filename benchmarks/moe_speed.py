@@ -6,12 +6,13 @@
 GPU: blocks (attention and MLP) of the shape of Llama-3-8B with random weights in bfloat16, four of them one after the
 other so that no cache holds a layer's weights, everything as CUDA graphs. Contenders: `dense` as transformers runs it
 (gate, up, silu, product, down), `dense fused` (gate and up as one product, silu and product as one kernel), `packed`
-(the tomoe layout: kernels in Triton on weights that are stored once), `copies` (the standard layout: every expert its
-own matrices, grouped products), `streams` (the same matrices, products through cuBLAS on streams; it reads lengths on
-the CPU, so that it runs without a graph). `attention` is what is left of a block without its MLP: no MLP can make a
-block faster than that. Each expert has its share of channels by chance, independent of the others: the least
-that experts can have in common. `blocks` are whole blocks, `mlp` the MLPs alone with their routers. Ratios are to the
-faster dense one. `error` is that of the MLP's output in bfloat16 against the masked dense MLP in float32.
+(the tomoe layout: kernels in Triton on weights that are stored once), and on matrices of each expert (the standard
+layout) `copies` (grouped products), `vectors` (a few tokens one by one) and `streams` (products through cuBLAS on
+streams; it reads lengths on the CPU, so that it runs without a graph). `attention` is what is left of a block without
+its MLP: no MLP can make a block faster than that. Each expert has its share of channels by chance, independent of the
+others: the least that experts can have in common. `blocks` are whole blocks, `mlp` the MLPs alone with their routers.
+Ratios are to the faster dense one. `error` is that of the MLP's output in bfloat16 against the masked dense MLP in
+float32.
 
 CPU: SmolLM2-135M whole, float32: decode of one token at batch 1 after 64 tokens, prefill of 512 tokens (logits of the
 last one).
@@ -101,11 +102,11 @@ class Layer:
 def forms(tunings: dict, tokens: int, has_copies: bool = False) -> dict:
     """The MLP as a function of a layer and tokens, by the name of the contender."""
     from thrifty.moe.experts import masked_in_kernels, suits_masks
-    from thrifty.moe.grouped import run_grouped
     from thrifty.moe.kernels import decode, few
     from thrifty.moe.kernels.act import gated
     from thrifty.moe.kernels.many import run_many
-    from thrifty.moe.streams import STREAMS, run_streams
+    from thrifty.moe.kernels.whole import run_vectors
+    from thrifty.moe.streams import STREAMS, run_offsets, run_streams
 
     def packed(layer: Layer, x: torch.Tensor) -> torch.Tensor:
         mlp = layer.packed
@@ -122,13 +123,16 @@ def forms(tunings: dict, tokens: int, has_copies: bool = False) -> dict:
         return gated(*pair.chunk(2, -1), "silu")
 
     def copies(layer: Layer, x: torch.Tensor) -> torch.Tensor:
-        both = layer.copies
-        choice = few.route(x, layer.packed.router)
-        return run_grouped(x, choice, both.gate_up, both.down, fused)
+        both, choice = layer.copies, few.route(x, layer.packed.router)
+        return run_offsets(x, choice, both.gate_up, both.down, "silu")
 
     def streams(layer: Layer, x: torch.Tensor) -> torch.Tensor:
         both, choice = layer.copies, few.route(x, layer.packed.router)
         return run_streams(x, choice, both.gate_up, both.down, "silu", tunings.get("streams", STREAMS))
+
+    def vectors(layer: Layer, x: torch.Tensor) -> torch.Tensor:
+        both, choice = layer.copies, few.route(x, layer.packed.router)
+        return run_vectors(x, choice, both.gate_up, both.down, "silu")
 
     found = {
         "dense": lambda layer, x: linear(silu(linear(x, layer.gate)) * linear(x, layer.up), layer.down),
@@ -137,6 +141,7 @@ def forms(tunings: dict, tokens: int, has_copies: bool = False) -> dict:
     }
     if has_copies:
         found |= {"copies": copies} | ({"streams": streams} if tokens >= 512 else {})
+        found |= {"vectors": vectors} if tokens <= 8 else {}
     return found
 
 

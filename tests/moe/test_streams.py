@@ -88,7 +88,7 @@ def test_a_graph_gets_grouped_products() -> None:
     graph, side = torch.cuda.CUDAGraph(), torch.cuda.Stream()
     with torch.inference_mode(), torch.cuda.stream(side):
         wanted = streams.run_whole(x, choice, gate_up, down, "silu")
-        run_grouped(x, choice, gate_up, down, gated)
+        streams.run_offsets(x, choice, gate_up, down, "silu")
         with torch.cuda.graph(graph, stream=side):
             found = streams.run_whole(x, choice, gate_up, down, "silu")
     graph.replay()

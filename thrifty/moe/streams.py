@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from thrifty.moe.grouped import run_grouped
+from thrifty.moe.grouped import grouped_product
 
 STREAMS = 3
 """As measured by benchmarks/moe_speed.py."""
@@ -35,17 +35,30 @@ def run_whole(
     activation: str,
 ) -> Float[Tensor, "tokens d"]:
     """Each token through its expert, by whichever way is faster; needs Triton, and gives no gradients."""
+    from thrifty.moe.kernels.whole import MOST_TOKENS, run_vectors
+
+    if 0 < len(x) <= MOST_TOKENS:
+        return run_vectors(x, choice, gate_up, down, activation)
+    is_many = len(x) >= FROM_TOKENS * len(gate_up) and not torch.cuda.is_current_stream_capturing()
+    return (run_streams if is_many else run_offsets)(x, choice, gate_up, down, activation)
+
+
+def run_offsets(
+    x: Float[Tensor, "tokens d"],
+    choice: Int[Tensor, " tokens"],
+    gate_up: Float[Tensor, "experts two_width d"],
+    down: Float[Tensor, "experts d width"],
+    activation: str,
+) -> Float[Tensor, "tokens d"]:
+    """As `thrifty.moe.grouped.run_grouped`, with kernels in Triton around the grouped products."""
     from thrifty.moe.kernels.act import gated
+    from thrifty.moe.kernels.order import gathered, order_of, scatter
 
-    is_many = len(x) >= FROM_TOKENS * len(gate_up)
-    if is_many and not torch.cuda.is_current_stream_capturing():
-        return run_streams(x, choice, gate_up, down, activation)
-
-    def fused(both: Tensor) -> Tensor:
-        gate, up = both.chunk(2, -1)
-        return gated(gate, up, activation)
-
-    return run_grouped(x, choice, gate_up, down, fused)
+    order, ends = order_of(choice, len(gate_up))
+    gate, up = grouped_product(gathered(x, order), gate_up.mT, ends).chunk(2, -1)
+    out = torch.empty_like(x)
+    scatter(grouped_product(gated(gate, up, activation), down.mT, ends), order, out)
+    return out
 
 
 def run_streams(

@@ -234,7 +234,7 @@ def run_decode(
     is_scored = choice is None and mlp.router is not None
     is_routed = choice is not None or is_scored
     is_listed = is_routed and tokens == 1
-    overlap = tuning.overlap and _overlaps(x.device)
+    overlap = tuning.overlap and overlaps(x.device)
     table, widest = (mlp.table, mlp.table.channels.shape[1]) if is_listed else (None, stored)
     blocks = triton.cdiv(width, tuning.out_columns)
     scores = torch.empty(tokens, num_experts, dtype=torch.float32, device=x.device)
@@ -270,7 +270,7 @@ def run_decode(
 
 
 @functools.cache
-def _overlaps(device: torch.device) -> bool:
+def overlaps(device: torch.device) -> bool:
     """Whether a kernel can start before the one before it has ended."""
     is_new = device.type == "cuda" and torch.cuda.get_device_capability(device)[0] >= 9
     return is_new and hasattr(tl.extra.cuda, "gdc_wait")
