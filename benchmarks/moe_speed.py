@@ -327,9 +327,9 @@ def on_gpu(asked: argparse.Namespace) -> Iterator[dict]:
         "stored": layers[0].stored,
         "expert_width": layers[0].width,
     }
-    tunings = tuned(layers, asked.prefill[0], asked.rounds)
+    tunings = tuned(layers, next(iter(asked.prefill), 4096), asked.rounds)
     about["tuning"] = {kind: tuning if isinstance(tuning, int) else asdict(tuning) for kind, tuning in tunings.items()}
-    parts(layers, asked.prefill[0])
+    parts(layers, next(iter(asked.prefill), 4096))
     for rows, new in [*((1, new) for new in asked.prefill), *((rows, 1) for rows in asked.batches)]:
         print(f"\n{rows} rows of {new} new tokens, {about['machine']}, {LAYERS} layers; a layer:")
         lines = measure(layers, tunings, rows, new, asked.rounds)

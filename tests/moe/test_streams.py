@@ -86,6 +86,7 @@ def test_a_graph_gets_grouped_products() -> None:
     choice = torch.randint(0, 2, (2048,), device="cuda", dtype=torch.int32)
     gate_up, down = (torch.randn(shape, device="cuda").bfloat16() / 16 for shape in ((2, 256, 256), (2, 256, 128)))
     graph, side = torch.cuda.CUDAGraph(), torch.cuda.Stream()
+    torch.cuda.synchronize()
     with torch.inference_mode(), torch.cuda.stream(side):
         wanted = streams.run_whole(x, choice, gate_up, down, "silu")
         streams.run_offsets(x, choice, gate_up, down, "silu")
