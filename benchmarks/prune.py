@@ -4,20 +4,23 @@
     python benchmarks/prune.py --gpus 2 --minutes 9 --epochs 120 \\
         --runs resnet18:unpruned:1:0 resnet18:ato:0.2:0 resnet56:ato:0.45:0 resnet56:ato,recipe=published:0.45:0
 
-A run is NETWORK:METHOD[,FIELD=VALUE...]:SHARE OF FLOPS:SEED. On each GPU runs ResNet-18 alone, or as many of the
+A run is NETWORK:METHOD[,FIELD=VALUE...]:BUDGET:SEED, where the budget is a share of the FLOPs (0.2) or what `thrifty
+prune --keep` takes (flops=20%,activations=45%). On each GPU runs ResNet-18 alone, or as many of the
 other networks as `--per-gpu` says. A run that is stopped by `--minutes` keeps its state in `--state`; the same command
 goes on with it, and leaves out what is in `--out` already. Data comes through THRIFTY_DATA, or in parts, to be joined:
 
     split -b 60M cifar10/train.npz cifar10/train.npz.        (makes train.npz.aa and train.npz.ab)
     python benchmarks/prune.py --parts cifar10 ...            (a folder with test.npz and the parts)
 
-`--probe` needs no data: seconds an epoch of 50,000 images would take, for whole and pruned networks, by form of the
-step and size of the batch, and what the controller and the projection take beside a step.
+`--probe` needs no data: the milliseconds of a step, for a whole network, one that is searched, and ones cut to each of
+`--budgets` as a uniform narrowing meets it, and of the controller and the projection; by form of the step and size of
+the batch.
 """
 
 import argparse
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -29,6 +32,7 @@ import torch
 
 from thrifty import catalogue, console, files, progress, settings
 from thrifty.prune import evaluate, images
+from thrifty.prune.cost import budget_of
 from thrifty.prune.images import Images, Split
 from thrifty.prune.job import PruneJob, ranks_within
 from thrifty.prune.named import model_of
@@ -46,21 +50,21 @@ class Spec:
 
     network: str
     method: str
-    keep: float
+    keep: str
     seed: int
 
     @staticmethod
     def of(text: str) -> "Spec":
         network, method, keep, seed = text.split(":")
-        return Spec(network, method, float(keep), int(seed.removeprefix("seed")))
+        return Spec(network, method, keep, int(seed.removeprefix("seed")))
 
     @property
     def text(self) -> str:
-        return f"{self.network}:{self.method}:{self.keep:g}:{self.seed}"
+        return f"{self.network}:{self.method}:{self.keep}:{self.seed}"
 
     @property
     def folder(self) -> str:
-        return self.text.replace(":", "-").replace(",", "-").replace("=", "-")
+        return re.sub("[:,=%]+", "-", self.text)
 
     def made(self) -> object:
         name, *pairs = self.method.split(",")
@@ -77,6 +81,8 @@ def main() -> None:
     parser.add_argument("--networks", nargs="+", default=["resnet56", "resnet18"], help="what to probe")
     parser.add_argument("--forms", nargs="+", default=list(FORMS), help="what to probe, the first ones first")
     parser.add_argument("--batches", nargs="+", type=int, default=[128, 256, 512], help="sizes to probe")
+    budgets = ["flops=20%,activations=45%"]
+    parser.add_argument("--budgets", nargs="+", default=budgets, help="to probe; the first one is searched for")
     parser.add_argument("--seconds", type=float, default=60, help="for the probe, of each network")
     parser.add_argument("--epochs", type=int, default=100)
     parser.add_argument("--train", nargs="*", default=[], metavar="FIELD=VALUE", help="of every run")
@@ -235,7 +241,7 @@ def train_one(spec: Spec, arguments: argparse.Namespace) -> None:
     job = PruneJob.of(
         model_of(spec.network, len(found.classes), spec.seed),
         found,
-        f"flops={spec.keep:.6%}",
+        spec.keep,
         training_of(arguments),
         seed=spec.seed,
         device=device,
@@ -283,59 +289,92 @@ def noise(count: int = 50_000) -> Images:
 
 
 def probe(network: str, arguments: argparse.Namespace) -> None:
-    """Seconds an epoch of one network, whole and pruned, in every form."""
+    """The steps of one network, whole, searched and pruned, in every form."""
     deadline = time.monotonic() + arguments.seconds
-    found = noise()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    keep = 0.2 if network == "resnet18" else 0.45
-    job = PruneJob.of(
+    residual, round_to = network in arguments.residual, round_of(network, arguments)
+    first = PruneJob.of(
         model_of(network, 10),
-        found,
-        f"flops={keep:%}",
+        noise(),
+        arguments.budgets[0],
         training_of(arguments),
         device=device,
-        round_to=round_of(network, arguments),
-        residual=network in arguments.residual,
+        round_to=round_to,
+        residual=residual,
     )
+    budgets = {
+        keep: budget_of(keep, first.coupling, residual=residual, round_to=round_to) for keep in arguments.budgets
+    }
+    jobs = [replace(first, keep=keep, budget=budget) for keep, budget in budgets.items()]
     for form in arguments.forms:
         for batch in arguments.batches:
             if time.monotonic() > deadline:
                 print(f"{network}: time is over before {form} at {batch}", flush=True)
                 return
-            training = replace(job.training, form=form, batch_size=batch, learning_rate=0.01)
-            probe_one(network, replace(job, training=training))
+            training = replace(first.training, form=form, batch_size=batch, learning_rate=0.01)
+            probe_one(network, [replace(job, training=training) for job in jobs])
 
 
-def probe_one(network: str, job: PruneJob) -> None:
-    from thrifty.prune.methods.ato import Ato
-
-    label = f"{network} {job.training.form} batch {job.training.batch_size}"
+def probe_one(network: str, jobs: list[PruneJob]) -> None:
+    """One form and one size of the batch: all budgets."""
+    first = jobs[0]
+    print(f"{network} {first.training.form} batch {first.training.batch_size}", flush=True)
     torch.cuda.reset_peak_memory_stats() if torch.cuda.is_available() else None
-    with Run(job, Unpruned()) as run:
-        epoch, told = run.batches.num_batches, []
+    with Run(first, Unpruned()) as run:
         begin = time.perf_counter()
         warm(run)
-        told.append(f"first steps {time.perf_counter() - begin:.1f} s")
-        whole = timed(run, 40)
-        told.append(f"whole {whole * epoch:.2f} s an epoch ({whole * 1e3:.2f} ms a step)")
-        loop = Ato().loop_of(run.model, run.optimizer, job.coupling, job.budget, 1000)
+        print(f"  first 8 steps  {time.perf_counter() - begin:8.1f} s")
+        whole = timed(run)
+        tell_step("whole", whole, whole, run)
+        probe_search(run, first, whole)
+    for job in jobs:
+        with Run(job, Unpruned()) as run:
+            run.cut(job.best(ranks_within({group.name: -torch.arange(group.size) for group in job.groups})))
+            warm(run)
+            tell_step(f"cut to {job.keep}", timed(run), whole, run)
+    if torch.cuda.is_available():
+        print(f"  memory         {torch.cuda.max_memory_allocated() / 2**30:8.1f} GiB", flush=True)
+
+
+def probe_search(run: Run, job: PruneJob, whole: float) -> None:
+    """What the search adds to a step of the weights, and what its parts take."""
+    from thrifty.prune.methods.ato import Ato
+
+    method = Ato()
+    loop = method.loop_of(run.model, run.optimizer, job.coupling, job.budget, run.num_steps)
+    if job.training.is_replayed:
+        loop.replay_controller()
+    while loop.phase == "warm-up":
+        loop.done += 1
+    kept = torch.ones(loop.search.layout.num_parts, device=job.device)
+
+    def control() -> None:
         with run.precision:
             loop.controller_step(*run.held_out_batch())
-            control = clock(lambda: loop.controller_step(*run.held_out_batch()), 5)
-        ones = torch.ones(loop.search.layout.num_parts, device=job.device)
-        project = clock(lambda: loop.projection.scale(ones), 20)
-        told.append(
-            f"controller step {control * 1e3:.1f} ms, projection {project * 1e6:.0f} us ({project / whole:.1%})"
-        )
-        even = {group.name: -torch.arange(group.size) for group in job.groups}
-        run.cut(job.best(ranks_within(even)))
-        warm(run)
-        small = timed(run, 40)
-        told.append(
-            f"cut to {job.budget.limit / job.budget.spent({}):.0%}: {small * epoch:.2f} s ({small / whole:.2f})"
-        )
-    memory = torch.cuda.max_memory_allocated() / 2**30 if torch.cuda.is_available() else 0
-    print(f"{label}: {'; '.join(told)}; {memory:.1f} GiB", flush=True)
+
+    for _ in range(6):
+        control()
+    drop, project = (
+        clock(call, 30) for call in (lambda: loop.projection.drop(kept), lambda: loop.projection.shorten(0.0))
+    )
+    print(f"  controller step {clock(control, 10) * 1e3:7.2f} ms")
+    print(f"  projection     {project * 1e3:8.3f} ms ({project / whole:.1%} of a step); a new mask {drop * 1e3:.3f} ms")
+
+    def searched() -> None:
+        run.step()
+        if loop.wants_controller_step:
+            control()
+        loop.after_step()
+
+    tell_step("search", clock(searched, 100), whole, run)
+    facts = clock(lambda: loop.epoch_end(run.held_out_accuracy), 3)
+    print(f"  facts          {facts * 1e3:8.1f} ms an epoch", flush=True)
+
+
+def tell_step(what: str, seconds: float, whole: float, run: Run) -> None:
+    """Milliseconds of a step, seconds of an epoch, and both in terms of the whole network's."""
+    epoch = seconds * run.batches.num_batches
+    print(f"  {what:<14} {seconds * 1e3:8.2f} ms a step, {epoch:.2f} s an epoch ({seconds / whole:.2f})", flush=True)
 
 
 def warm(run: Run) -> None:
@@ -348,8 +387,8 @@ def steps(run: Run, count: int) -> None:
         run.step()
 
 
-def timed(run: Run, count: int) -> float:
-    return clock(lambda: steps(run, 1), count)
+def timed(run: Run, count: int = 40) -> float:
+    return clock(run.step, count)
 
 
 def clock(call, count: int) -> float:

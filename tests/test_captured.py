@@ -15,7 +15,7 @@ def test_without_a_gpu_the_work_is_called_as_it_is() -> None:
 @pytest.mark.gpu
 @pytest.mark.parametrize("is_recorded", [False, True])
 def test_inputs_and_seeds_that_change_give_what_they_give_eagerly(is_recorded: bool) -> None:
-    device = torch.device("cuda")
+    device = torch.device("cuda", torch.cuda.device_count() - 1)  # not the current one where there are several
     x, weight = torch.zeros(64, device=device), torch.ones(64, device=device, requires_grad=True)
     generator = torch.Generator(device)
 

@@ -4,7 +4,7 @@ What is kept ("keep") is a number for each part, by name: 0 or 1, or bits. The c
 differentiable where a method learns.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -17,11 +17,18 @@ Keep = Mapping[str, Tensor]
 
 @dataclass(frozen=True)
 class Budget:
-    """At most `limit` of `cost`, in `unit`. The cost must not fall when more is kept."""
+    """At most `limit` of `cost`, in `unit`. The cost must not fall when more is kept. One that `joint` made holds the
+    `limits` that it joins."""
 
     cost: Callable[[Keep], Tensor]
     limit: float | int
     unit: str
+    limits: tuple["Budget", ...] = ()
+
+    @property
+    def each(self) -> tuple["Budget", ...]:
+        """All limits that are to be met: those that were joined, or this one."""
+        return self.limits or (self,)
 
     def spent(self, keep: Keep) -> float:
         """The cost of `keep`."""
@@ -67,6 +74,17 @@ class Budget:
             middle = (least + most + 1) // 2
             least, most = (middle, most) if self.fits(keep_of(middle)) else (least, middle - 1)
         return keep_of(least)
+
+
+def joint(budgets: Sequence[Budget]) -> Budget:
+    """The budget that is met where all of `budgets` are: what is spent is the largest share of any limit."""
+    if len(budgets) == 1:
+        return budgets[0]
+
+    def share(keep: Keep) -> Tensor:
+        return torch.stack([one.cost(keep) / one.limit for one in budgets]).max()
+
+    return Budget(share, 1.0, "of the tightest limit", tuple(budgets))
 
 
 def read_amount(text: str, whole: float | int) -> float:

@@ -31,6 +31,7 @@ class Captured(Generic[T]):
     ) -> None:
         """Prepare; `is_recorded=False` calls `work` as it is, as every other device does."""
         self.work, self.generators, self.pool = work, generators, pool
+        self.device = device
         self.is_recorded = is_recorded and device.type == "cuda"
         self._calls = 0
         self._graph: torch.cuda.CUDAGraph | None = None
@@ -40,6 +41,10 @@ class Captured(Generic[T]):
         """Do the work once."""
         if not self.is_recorded:
             return self.work()
+        with torch.cuda.device(self.device):
+            return self._recorded()
+
+    def _recorded(self) -> T:
         if self._graph is None and self._calls < EAGER_CALLS:
             self._calls += 1
             return self._aside()

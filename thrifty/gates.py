@@ -43,9 +43,14 @@ def gumbel_sigmoid(
     offset: float = OFFSET,
     hard: bool = True,
     generator: torch.Generator | None = None,
+    noise: Tensor | None = None,
 ) -> Tensor:
-    """Sampled gates in float32, shaped as `logits`: 0 or 1 with a straight-through gradient, or soft in (0, 1)."""
-    soft = torch.sigmoid((logits.float() + gumbel(logits, generator) + offset) / temperature)
+    """Sampled gates in float32, shaped as `logits`: 0 or 1 with a straight-through gradient, or soft in (0, 1).
+
+    `noise` is what `gumbel` has drawn before, for gates that share it: the last axes of `logits`.
+    """
+    drawn = gumbel(logits, generator) if noise is None else noise
+    soft = torch.sigmoid((logits.float() + drawn + offset) / temperature)
     return straight_through(soft) if hard else soft
 
 

@@ -52,7 +52,7 @@ def load(name_or_folder: str | Path, dtype: DtypeName = "float32", device: str =
     """
     folder = _smollm2() if str(name_or_folder) == "smollm2" else _folder(Path(name_or_folder))
     config = _read_config(folder)
-    _check_device(device)
+    check_device(device)
     return LanguageModel(str(name_or_folder), *_load(folder, config, dtype, device))
 
 
@@ -95,7 +95,8 @@ def _read_config(folder: Path) -> dict[str, Any]:
     return config
 
 
-def _check_device(device: str) -> None:
+def check_device(device: str) -> None:
+    """Raise `ModelError` where `device` cannot be used here."""
     import torch
 
     try:

@@ -123,5 +123,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     words = {word: number for number, word in enumerate(["<pad>", "<s>", *string.printable[:95]])}
     letters = Tokenizer(models.WordLevel(words, unk_token="<pad>"))
     letters.pre_tokenizer = pre_tokenizers.Split("", "isolated")
-    transformers.PreTrainedTokenizerFast(tokenizer_object=letters, unk_token="<pad>").save_pretrained(path)
+    transformers.PreTrainedTokenizerFast(tokenizer_object=letters, unk_token="<pad>", bos_token="<s>").save_pretrained(
+        path
+    )
     return path

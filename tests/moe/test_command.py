@@ -76,6 +76,17 @@ def test_healing_is_reported_beside_the_experts_it_heals(folder, texts, tmp_path
     assert after["ppl_ratio"] != before["ppl_ratio"]
 
 
+def test_tasks_of_lm_eval_are_scored_for_both_models(folder, texts, tmp_path) -> None:
+    pytest.importorskip("lm_eval")
+    more = ["-o", str(tmp_path / "out"), "--method", "wanda_sp", "--tasks", "thrifty_facts,thrifty_last_word"]
+    main(asked(folder, texts, *more, "--json", str(tmp_path / "r.json")))
+    found = json.loads((tmp_path / "r.json").read_text())["tasks"]
+    assert set(found) == {"dense", "moe"}
+    for scores in found.values():
+        assert set(scores) == {"thrifty_facts", "thrifty_last_word"}
+        assert scores["thrifty_facts"].keys() >= {"acc", "acc_stderr"}
+
+
 def refused(arguments: list[str], capsys) -> str:
     with pytest.raises(SystemExit) as end:
         main(arguments)
@@ -176,10 +187,11 @@ def test_a_full_disk_leaves_nothing_half_written(folder, texts, tmp_path, capsys
 
 
 @pytest.mark.slow
-def test_two_processes_write_one_folder(folder, texts, tmp_path) -> None:
+@pytest.mark.parametrize("sharing", [["--multi_gpu"], ["--use_fsdp", "--fsdp_version", "2"]], ids=["ddp", "fsdp"])
+def test_two_processes_write_one_folder(sharing: list[str], folder, texts, tmp_path) -> None:
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
     (tmp_path / "thrifty").write_text("from thrifty.cli import main\nmain()\n")
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_machines", "1"]
+    launch = [sys.executable, "-m", "accelerate.commands.launch", *sharing, "--num_machines", "1"]
     launch += ["--mixed_precision", "no", "--dynamo_backend", "no", "--num_processes", "2", str(tmp_path / "thrifty")]
     more = ["-o", str(tmp_path / "out"), "--json", str(tmp_path / "r.json")]
     done = subprocess.run([*launch, *asked(folder, texts, *more)], env=environment, capture_output=True, text=True)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from thrifty.moe.distill import divergence, hidden_states, is_recordable, unpadded
+from thrifty.moe.distill import Teacher, divergence, hidden_states, is_recordable, unpadded
 
 
 def whole(student: torch.Tensor, teacher: torch.Tensor, head: nn.Linear) -> torch.Tensor:
@@ -69,3 +69,16 @@ def test_a_window_longer_than_the_sliding_one_cannot_be_recorded(tiny) -> None:
     model.config.sliding_window = 16
     assert is_recordable(model, 16)
     assert not is_recordable(model, 17)
+
+
+def test_what_is_read_ahead_is_what_is_read_at_the_step(job, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("thrifty.moe.distill.TOGETHER", 3)
+    teacher, places = Teacher(job.model, job.corpus), job.corpus.places(2, 5)
+    wanted_ids, wanted = teacher.read(places)
+    teacher._room = 4  # on a CPU nothing is kept
+    teacher.look_ahead(places)
+    assert len(teacher._kept) == 4
+    for some in (places[:4], places):
+        ids, states = teacher.read(some)
+        assert torch.equal(ids, wanted_ids[: len(some)])
+        assert torch.allclose(states, wanted[: len(some)], atol=1e-5)

@@ -126,11 +126,12 @@ def script(tmp_path: Path) -> Path:
 
 
 @pytest.mark.slow
-def test_two_processes_learn_what_one_learns(tmp_path: Path) -> None:
+@pytest.mark.parametrize("sharing", [["--multi_gpu"], ["--use_fsdp", "--fsdp_version", "2"]], ids=["ddp", "fsdp"])
+def test_two_processes_learn_what_one_learns(sharing: list[str], tmp_path: Path) -> None:
     from thrifty.plan import Plan
 
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_machines", "1"]
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--num_machines", "1", *sharing]
     launch += ["--mixed_precision", "no", "--dynamo_backend", "no", "--num_processes", "2"]
     for count, start in ((1, [sys.executable]), (2, launch)):
         command = [*start, str(script(tmp_path)), str(tmp_path / f"plan{count}."), "6"]

@@ -102,6 +102,28 @@ def test_what_cannot_be_done_is_one_clear_line(thrifty, tmp_path: Path, words: t
     assert error.strip().splitlines()[-1].startswith("thrifty: ")
 
 
+def test_what_is_refused_leaves_no_folder_and_an_earlier_run_as_it_was(thrifty, tmp_path: Path) -> None:
+    assert thrifty("resnet8", "--keep", "flops=1%", *SHORT, "-o", "out")[0] == 2
+    assert not (tmp_path / "out").exists()
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "state.pt").write_bytes(b"earlier")
+    assert thrifty("resnet8", "--keep", "flops=1%", *SHORT, "-o", "out", "--overwrite")[0] == 2
+    assert (tmp_path / "out" / "state.pt").read_bytes() == b"earlier"
+
+
+def test_several_limits_are_told_before_and_after(thrifty, tmp_path: Path) -> None:
+    words = ("mine_for_prune:small", *SHORT, "--keep", "params=80%,activations=70%", "--method", "uniform", "-o", "out")
+    status, out, error = thrifty(*words, "--json", "out.json")
+    assert status == 0, error
+    assert "parameters -> " in error
+    assert "activations -> " in error
+    assert "parameters are used" in out
+    assert "activations are used" in out
+    limits = json.loads((tmp_path / "out.json").read_text())["limits"]
+    assert [one["unit"] for one in limits] == ["parameters", "activations"]
+    assert all(one["spent"] <= one["limit"] < one["whole"] for one in limits)
+
+
 def test_a_folder_that_is_in_use_is_left_alone(thrifty, tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "thesis.txt").write_text("mine")

@@ -4,6 +4,8 @@ from functools import cache
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 from zoo import ZOO
 
@@ -11,6 +13,7 @@ from thrifty.errors import SettingError
 from thrifty.prune.apply import smaller
 from thrifty.prune.cost import Cost, budget_of, least, steps_of
 from thrifty.prune.coupling import coupling_of
+from thrifty.prune.job import best
 from thrifty.prune.models import resnet8
 from thrifty.prune.trial import half
 
@@ -28,6 +31,23 @@ def counted(model, inputs):
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         model(*inputs)
     return counter.get_total_flops() / 2 / len(inputs[0])
+
+
+class WrittenElements(TorchDispatchMode):
+    """Counts the elements that operators write: the first output of each that is no view, given some that are not all
+    weights."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.weights, self.count = {one.data_ptr() for one in model.parameters()}, 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        alias = function._schema.returns[0].alias_info
+        given = [one.data_ptr() for one in tree_leaves((args, kwargs)) if isinstance(one, torch.Tensor)]
+        if (alias is None or alias.is_write) and not set(given) <= self.weights:
+            self.count += (result if isinstance(result, torch.Tensor) else result[0]).numel()
+        return result
 
 
 def halves(groups):
@@ -50,6 +70,24 @@ def test_parameters_are_those_of_the_model_before_and_after(name):
     assert float(cost.parameters({})) == sum(parameter.numel() for parameter in model.parameters())
     small = smaller(model, coupling, keep)
     assert float(cost.parameters(keep)) == sum(parameter.numel() for parameter in small.parameters())
+
+
+@pytest.mark.parametrize("name", ["resnet8", "resnet50", "vgg", "mobilenet v2", "densenet"])
+def test_activations_are_the_elements_that_operators_write_before_and_after(name):
+    model, inputs, coupling = captured(name)
+    cost, keep = Cost.of(coupling).activations, halves(coupling.prunable(residual=True))
+    for network, kept in ((model, {}), (smaller(model, coupling, keep), keep)):
+        with WrittenElements(network) as written, torch.no_grad():
+            network(*inputs)
+        assert float(cost(kept)) == written.count / len(inputs[0])
+
+
+@pytest.mark.parametrize("name", QUICK)
+def test_activations_are_those_of_the_small_network_when_it_is_captured_anew(name):
+    model, inputs, coupling = captured(name)
+    keep = halves(coupling.prunable(residual=True))
+    small = coupling_of(smaller(model, coupling, keep), inputs, is_tried=False)
+    assert float(Cost.of(coupling).activations(keep)) == pytest.approx(float(Cost.of(small).activations({})))
 
 
 def test_the_fused_attention_costs_what_its_two_products_cost():
@@ -89,7 +127,13 @@ def test_widths_are_whole_multiples_of_what_is_asked_and_heads_count_by_their_ch
 
 @pytest.mark.parametrize(
     ("text", "share", "unit"),
-    [("flops=45%", 0.45, "FLOPs"), ("45%", 0.45, "FLOPs"), ("0.5", 0.5, "FLOPs"), ("params=50%", 0.5, "parameters")],
+    [
+        ("flops=45%", 0.45, "FLOPs"),
+        ("45%", 0.45, "FLOPs"),
+        ("0.5", 0.5, "FLOPs"),
+        ("params=50%", 0.5, "parameters"),
+        ("activations=80%", 0.8, "activations"),
+    ],
 )
 def test_budgets_are_read_as_shares(text, share, unit):
     budget = budget_of(text, captured("resnet8")[2])
@@ -105,6 +149,29 @@ def test_budgets_are_read_as_amounts():
 def test_a_budget_that_makes_no_sense_is_refused(text):
     with pytest.raises(SettingError, match="budget"):
         budget_of(text, captured("resnet8")[2])
+
+
+def test_several_limits_are_all_met_and_the_tightest_is_what_is_spent():
+    coupling = captured("resnet8")[2]
+    budget = budget_of("flops=50%, activations=80%,params=90%", coupling)
+    assert [one.unit for one in budget.each] == ["FLOPs", "activations", "parameters"]
+    groups = coupling.prunable()
+    found = best({group.name: torch.rand(group.size) for group in groups}, budget, groups)
+    assert all(one.fits(found) for one in budget.each)
+    shares = [one.spent(found) / one.limit for one in budget.each]
+    assert budget.spent(found) == pytest.approx(max(shares)) == pytest.approx(1, abs=0.02)
+    keep = {name: kept.requires_grad_() for name, kept in found.items()}
+    tightest = budget.each[shares.index(max(shares))]
+    pairs = zip(*(torch.autograd.grad(one.cost(keep), list(keep.values())) for one in (budget, tightest)), strict=True)
+    assert all(torch.allclose(whole * tightest.limit, one) for whole, one in pairs)
+
+
+def test_limits_that_no_network_meets_together_are_refused_with_the_least_of_each():
+    coupling = captured("resnet8")[2]
+    with pytest.raises(SettingError, match=r"cannot go below [\d,.]+ FLOPs, .*% of its .* and [\d,.]+ activations, "):
+        budget_of("flops=50%,activations=3%", coupling)
+    with pytest.raises(SettingError, match="flops has two limits"):
+        budget_of("50%,flops=40%", coupling)
 
 
 def test_an_impossible_budget_is_refused_with_the_reachable_minimum_and_residual_streams_lower_it():

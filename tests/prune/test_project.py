@@ -5,11 +5,12 @@ import copy
 import pytest
 import torch
 from conftest import fresh
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from thrifty.prune.coupling import coupling_of
 from thrifty.prune.gating import zero
 from thrifty.prune.job import PruneJob
-from thrifty.prune.models import resnet8
+from thrifty.prune.models import ResNet, resnet8
 from thrifty.prune.project import Projection
 
 
@@ -61,6 +62,61 @@ def test_scaling_by_zero_is_zeroing_what_makes_and_follows(laid: PruneJob) -> No
     assert torch.equal(norms > 0, projection.layout.flat(keep) > 0)
     inputs = torch.randn(2, 3, 8, 8)
     assert torch.allclose(laid.model.eval()(inputs), other.eval()(inputs), atol=1e-6)
+
+
+def test_shortening_what_goes_is_scaling_it_and_ends_at_exactly_zero(laid: PruneJob) -> None:
+    other = fresh(laid)
+    other.model.to(memory_format=torch.channels_last)
+    short, scaled = Projection(laid.model, laid.groups), Projection(other.model, other.groups)
+    kept = (torch.arange(short.layout.num_parts) % 3 > 0).float()
+    short.shorten(0.5)  # nothing is to go yet
+    short.drop(kept)
+    for remaining in (4, 3, 2):
+        short.shorten(1 / remaining)
+        scaled.scale(1 - (1 - kept) / remaining)
+    pairs = zip(laid.model.parameters(), other.model.parameters(), strict=True)
+    assert all(torch.allclose(one, same, rtol=1e-6) for one, same in pairs)
+    short.shorten(1.0)
+    assert torch.equal(short.norms() > 0, kept > 0)
+
+
+@pytest.mark.parametrize("name", ["resnet8", "deeper"])
+def test_the_number_of_launches_does_not_grow_with_the_network(name: str) -> None:
+    model = resnet8() if name == "resnet8" else ResNet([4, 4, 4], [8, 16, 24])
+    groups = coupling_of(model, (torch.randn(2, 3, 32, 32),), is_tried=False).prunable(residual=True)
+    projection = Projection(model, groups)
+    kept = torch.ones(projection.layout.num_parts)
+    projection.drop(kept)
+    for call, most in ((lambda: projection.shorten(0.1), 1), (lambda: projection.drop(kept), 4),
+                       (lambda: projection.scale(kept), 3), (projection.norms, 12)):  # fmt: skip
+        with Launches() as launches:
+            call()
+        assert launches.count <= most
+
+
+class Launches(TorchDispatchMode):
+    """Counts the operators that are no views."""
+
+    count = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        alias = function._schema.returns[0].alias_info if function._schema.returns else None
+        self.count += alias is None or alias.is_write
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.gpu
+def test_a_projection_on_a_gpu_is_that_on_a_cpu(laid: PruneJob) -> None:
+    other = copy.deepcopy(laid.model).cuda()
+    here, there = Projection(laid.model, laid.groups), Projection(other, laid.groups)
+    kept = (torch.arange(here.layout.num_parts) % 3 > 0).float()
+    for one, mask in ((here, kept), (there, kept.cuda())):
+        one.drop(mask)
+        one.shorten(0.25)
+        one.shrink(torch.full_like(mask, 0.1))
+    assert torch.allclose(here.norms(), there.norms().cpu(), rtol=1e-4)
+    pairs = zip(laid.model.parameters(), other.parameters(), strict=True)
+    assert all(torch.allclose(one, same.cpu(), atol=1e-5) for one, same in pairs)
 
 
 def test_the_proximal_step_shortens_by_its_amount_and_stops_at_zero(laid: PruneJob) -> None:

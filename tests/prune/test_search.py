@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from thrifty.budget import Budget
+from thrifty.budget import Budget, joint
 from thrifty.prune.layout import Layout
 from thrifty.prune.search import Search, SearchSettings
 
@@ -29,7 +29,7 @@ def searched(settings: SearchSettings, num_steps: int = 150, seed: int = 0) -> S
 def test_at_first_everything_is_kept() -> None:
     search = Search(LAYOUT, BUDGET, SearchSettings(), CPU, 0)
     assert search.mask().sum() == 16
-    assert search.whole_cost == 32
+    assert search.whole == [32]
 
 
 @pytest.mark.parametrize("settings", [SearchSettings(), SearchSettings(is_annealed=False, is_soft=True, averaging=0.0)])
@@ -42,11 +42,11 @@ def test_what_matters_is_kept_and_the_budget_is_met(settings: SearchSettings) ->
 
 def test_the_limit_falls_from_the_whole_network_to_the_budget() -> None:
     search = Search(LAYOUT, BUDGET, SearchSettings(), CPU, 0)
-    limits = [search.limit_at(progress / 10) for progress in range(11)]
+    limits = [search.limits_at(progress / 10)[0] for progress in range(11)]
     assert limits[0] == pytest.approx(32)
     assert limits == sorted(limits, reverse=True)
     assert limits[7:] == pytest.approx([16] * 4)
-    assert Search(LAYOUT, BUDGET, SearchSettings(is_annealed=False), CPU, 0).limit_at(0.0) == 16
+    assert Search(LAYOUT, BUDGET, SearchSettings(is_annealed=False), CPU, 0).limits_at(0.0) == [16]
 
 
 def test_a_search_repeats_with_its_seed_and_goes_on_from_its_state() -> None:
@@ -69,11 +69,12 @@ def test_no_mask_empties_a_group() -> None:
 
 
 def test_within_the_dead_zone_the_budget_pulls_no_more() -> None:
-    settings = SearchSettings(dead_zone=0.05)
+    settings = SearchSettings(dead_zone=0.05, is_annealed=False, has_pressure=False)
     search = Search(LAYOUT, BUDGET, settings, CPU, 0)
+    search.prepare(0.0)
     for share, pulls in ((0.5, False), (0.52, False), (0.7, True)):
         keep = {name: torch.full((8,), share, requires_grad=True) for name in ("a", "b")}
-        gradient = torch.autograd.grad(search._penalty(keep, 16.0), keep["a"])[0]
+        gradient = torch.autograd.grad(search._budget_term(keep), keep["a"])[0]
         assert bool(gradient.abs().sum() > 0) == pulls
 
 
@@ -82,3 +83,35 @@ def test_the_gradient_of_the_weights_is_left_alone() -> None:
     search = Search(LAYOUT, BUDGET, SearchSettings(), CPU, 0)
     search.step(lambda gates: (weight * gates["a"]).sum(), 0.0)
     assert weight.grad is None
+
+
+def test_every_limit_of_a_budget_has_a_pressure_of_its_own() -> None:
+    limits = [Budget(lambda keep, name=name: keep[name].sum().double(), 4.0, name) for name in ("a", "b")]
+    search = Search(LAYOUT, joint(limits), SearchSettings(is_annealed=False), CPU, 0)
+    keep = {"a": torch.full((8,), 0.9, requires_grad=True), "b": torch.full((8,), 0.2, requires_grad=True)}
+    search.prepare(0.1)
+    too_much, little_enough = torch.autograd.grad(search._budget_term(keep), [keep["a"], keep["b"]])
+    assert search.pressure[0] > 0
+    assert search.pressure[1] == 0
+    assert (too_much > 0).all()
+    assert (little_enough == 0).all()
+
+
+def test_a_draw_that_closes_all_gates_is_survived() -> None:
+    search = Search(LAYOUT, BUDGET, SearchSettings(), CPU, 0)
+    search.prepare(0.1)
+    keep = {name: torch.zeros(8, requires_grad=True) for name in ("a", "b")}
+    search.pressure.fill_(1.0)
+    term = search._budget_term(keep)
+    gradient = torch.autograd.grad(term, keep["a"])[0]
+    assert bool(term.isfinite() & gradient.isfinite().all() & search.pressure.isfinite().all())
+
+
+def test_the_second_half_of_a_step_reads_only_tensors_that_stay_where_they_are() -> None:
+    search = Search(LAYOUT, BUDGET, SearchSettings(), CPU, 0)
+    held = [search._noise, search._limits, search._gain, search.pressure, search.average]
+    places = [one.data_ptr() for one in held]
+    go_on(search, range(5), 20)
+    search.load_state_dict(search.state_dict())
+    again = [search._noise, search._limits, search._gain, search.pressure, search.average]
+    assert [one.data_ptr() for one in again] == places

@@ -1,6 +1,7 @@
 """Turn a plan into a model: checked against the dense one with masks, and written whole or not at all."""
 
 import copy
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -14,7 +15,7 @@ from thrifty.files import new_folder
 from thrifty.moe import model_type as tomoe
 from thrifty.moe import standard
 from thrifty.moe.experts import PackedMlp
-from thrifty.moe.masking import check, masked, router_of
+from thrifty.moe.masking import check, masked, router_of, to_device, token_mask_of
 from thrifty.moe.sites import found
 from thrifty.plan import Plan
 
@@ -23,7 +24,7 @@ LAYOUTS: tuple[Layout, ...] = ("standard", "tomoe")
 TOLERANCE = 1e-3
 """Largest difference of logits between masked and exported, as a share of the largest logit, in float32."""
 _TIE = 1e-5
-_SEQUENCES = ((1, 64), (2, 48), (4, 16))
+_SEQUENCES = ((1, 64), (2, 48), (8, 16))
 """Rows and tokens of the random token sequences on which both are compared."""
 
 
@@ -73,7 +74,8 @@ def build(plan: Plan, model: Any, layout: str = "standard") -> Any:
 def compare(plan: Plan, model: Any, made: Any, seed: int = 0) -> Difference:
     """Logits of `made` against those of `model` with the masks of `plan`, both in float32, on random tokens.
 
-    Where two experts tie within rounding, which one is taken is open: a row is compared up to its first such token.
+    Where two experts tie within rounding, or two channels of which a token keeps one, which one is taken is open: a row
+    is compared up to its first such token.
     """
     dense, made = (_in_float32(one) for one in (model, made))
     generator = torch.Generator().manual_seed(seed)
@@ -169,33 +171,44 @@ def _rounded(plan: Plan, model: Any, made: Any) -> Plan:
 
 
 class _Ties:
-    """Watches the routers of a masked model: `compared` says up to which token of each row no two experts tied."""
+    """Watches the choices of a masked model: `compared` says up to which token of each row no two experts tied, and no
+    channel that a token keeps with one that it drops."""
 
     def __init__(self, plan: Plan, model: Any, rows: int, length: int) -> None:
         self._first = torch.full((rows,), length)
         self._shape = (rows, length)
-        self._handles = []
-        self._routers = []
+        self._handles: list[Any] = []
+        self._set: list[Callable[[], Any]] = []
         for site in found(model):
+            device = site.up.weight.device
             router = router_of(plan, site) if site.name in plan.keep else None
             if router is not None:
-                self._routers.append((site.mlp, router.to(site.up.weight.device)))
+                self._watch(site.mlp, lambda x: x.float(), router.to(device), 1)
+            mask = token_mask_of(plan, site)
+            if mask is not None:
+                mask = to_device(mask, device)
+                self._watch(site.attention.module, mask.features, mask.up, mask.count)
+
+    def _watch(self, module: nn.Module, features: Callable[[Tensor], Tensor], rows: Tensor, count: int) -> None:
+        """Look for ties where `module` takes the `count` largest of `rows` times the features of its input."""
+
+        def look(module: nn.Module, inputs: tuple[Any, ...], keywords: dict[str, Any]) -> None:
+            self._look(features(inputs[0] if inputs else keywords["hidden_states"]), rows, count)
+
+        self._set.append(lambda: module.register_forward_pre_hook(look, with_kwargs=True))
 
     def __enter__(self) -> "_Ties":
-        for module, router in self._routers:
-            self._handles.append(
-                module.register_forward_pre_hook(lambda m, x, router=router: self._watch(router, x[0]))
-            )
+        self._handles = [set_hook() for set_hook in self._set]
         return self
 
     def __exit__(self, *_: object) -> None:
         for handle in self._handles:
             handle.remove()
 
-    def _watch(self, router: Tensor, x: Tensor) -> None:
-        best = (x.float() @ router.T).topk(2, dim=-1).values
-        scale = x.float().norm(dim=-1) * router.norm(dim=-1).max()
-        is_tie = (best[..., 0] - best[..., 1] <= _TIE * scale).view(self._shape).cpu()
+    def _look(self, features: Tensor, rows: Tensor, count: int) -> None:
+        best = (features @ rows.T).topk(count + 1, dim=-1).values
+        scale = features.norm(dim=-1) * rows.norm(dim=-1).max()
+        is_tie = (best[..., -2] - best[..., -1] <= _TIE * scale).view(self._shape).cpu()
         first = torch.where(is_tie.any(1), is_tie.int().argmax(1), self._shape[1])
         self._first = torch.minimum(self._first, first)
 

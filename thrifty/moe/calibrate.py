@@ -1,6 +1,7 @@
 """What the MLPs see: one pass of the dense model over some windows, layer after layer."""
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -31,6 +32,44 @@ def visit(job: MoeJob, look: Look, windows: Int[Tensor, "windows window"] | None
         handles += [site.mlp.register_forward_pre_hook(enter), site.down.register_forward_pre_hook(leave)]
     try:
         hidden_states(job.model, job.calibration_windows() if windows is None else windows)
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+LookAtAttention = Callable[
+    [Site, Float[Tensor, "tokens d"], Float[Tensor, "tokens q"], Float[Tensor, "tokens k"], Float[Tensor, "tokens o"]],
+    None,
+]
+"""Called once a layer with the inputs of its attention, its queries and keys before the rotation, and the inputs of its
+output projection, of all tokens, in float32."""
+
+
+@torch.no_grad()
+def visit_attention(job: MoeJob, look: LookAtAttention) -> None:
+    """Call `look` for each layer in order, as `visit` does."""
+    seen: dict[str, Tensor] = {}
+    handles = []
+    for site in job.sites:
+
+        def enter(module: torch.nn.Module, inputs: tuple[Tensor, ...], keywords: dict[str, Any]) -> None:
+            seen["x"] = inputs[0] if inputs else keywords["hidden_states"]
+
+        def leave(module: torch.nn.Module, inputs: tuple[Tensor, ...], site: Site = site) -> None:
+            sides = (seen.pop("x"), seen.pop("q"), seen.pop("k"), inputs[0])
+            look(site, *(side.flatten(0, -2).float() for side in sides))
+
+        attention = site.attention
+        handles.append(attention.module.register_forward_pre_hook(enter, with_kwargs=True))
+        for name, side in (("q", attention.q), ("k", attention.k)):
+
+            def keep(module: torch.nn.Module, inputs: tuple[Tensor, ...], output: Tensor, name: str = name) -> None:
+                seen[name] = output
+
+            handles.append(side.register_forward_hook(keep))
+        handles.append(attention.o.register_forward_pre_hook(leave))
+    try:
+        hidden_states(job.model, job.calibration_windows())
     finally:
         for handle in handles:
             handle.remove()

@@ -160,11 +160,13 @@ def start_logits(
 
 @torch.no_grad()
 def solve_heads(controller: Controller, wanted: dict[str, Float[Tensor, "experts _"]]) -> None:
-    """Set the controller's heads so that it emits the logits `wanted`: a linear system with as many equations for each
-    channel as there are experts, solved exactly while these are no more than the width of an embedding (128)."""
+    """Set the heads of the sites in `wanted` so that the controller emits these logits: a linear system with as many
+    equations for each channel as there are experts, solved exactly while these are no more than the width of an
+    embedding (128)."""
     embedded = controller.embeddings()
-    for number, (name, logits) in enumerate(wanted.items()):
-        assert list(controller.sites)[number] == name
+    places = {name: number for number, name in enumerate(controller.sites)}
+    for name, logits in wanted.items():
+        number = places[name]
         norm, head = controller.norms[number], controller.heads[number]
         assert isinstance(norm, nn.LayerNorm)
         assert isinstance(head, nn.Linear)

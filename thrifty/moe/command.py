@@ -45,6 +45,10 @@ USUAL = {"cpu": (200, 1), "gpu": (3000, 4)}
 @click.option("--heal", type=click.Choice(["lora", "full"]), help="Also train the weights afterwards; off by default.")
 @click.option("--heal-steps", default=200, show_default=True)
 @click.option("--speed/--no-speed", default=True, help="Also measure tokens per second.")
+@click.option(
+    "--tasks", default="", metavar="NAME,...",
+    help="Also score on these tasks of lm-eval; thrifty_smoke: the bundled ones. Needs thrifty[eval].",
+)  # fmt: skip
 @click.option("--dtype", type=click.Choice(["float32", "bfloat16", "float16"]), default="float32", show_default=True)
 @click.option("--device", default="cpu", show_default=True, help="cpu, cuda, cuda:1, ...")
 @click.option("--seed", default=0, show_default=True)
@@ -145,7 +149,8 @@ def _converted(
 
     steps, batch = USUAL["cpu" if options["device"] == "cpu" else "gpu"]
     team = Team.here()  # before the model is loaded: `cuda` is then the device of this process
-    language = llm.load(model, options["dtype"], options["device"])
+    llm.check_device(options["device"])  # processes that share the model need it whole only when all is learnt
+    language = llm.load(model, options["dtype"], "cpu" if team.is_sharing else options["device"])
     asked = run.Asked(
         active=options["active"],
         scope=options["scope"],
@@ -160,7 +165,9 @@ def _converted(
         heal=options["heal"],
         heal_steps=options["heal_steps"],
         has_speed=options["speed"],
+        tasks=tuple(name.strip() for name in options["tasks"].split(",") if name.strip()),
         seed=options["seed"],
+        device=options["device"],
     )
     done = run.run(language, method, asked, checkpoint, options["output"], overwrite, options["save_plan"], track)
     if team.rank > 0:

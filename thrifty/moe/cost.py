@@ -23,15 +23,19 @@ Scope = Literal["mlp", "blocks", "model"]
 SCOPES: tuple[Scope, ...] = ("mlp", "blocks", "model")
 MULTIPLE = 16
 """Widths of experts are multiples of this, so that rows are aligned for every kernel."""
+PAIRS = 4
+"""Rotary pairs are kept in fours: kernels of attention take heads whose channels are a multiple of 8."""
 
 
 @dataclass(frozen=True)
 class Part:
-    """One thing a plan decides on: `size` units of `unit_weights` weights each. `scope` is `mlp` or `blocks`."""
+    """One thing a plan decides on: `size` units of `unit_weights` weights each. `scope` is `mlp` or `blocks`; where
+    widths are fitted to a budget they are all units, or a `multiple`."""
 
     size: int
     unit_weights: int
     scope: Scope
+    multiple: int = 1
 
     @property
     def weights(self) -> int:
@@ -56,7 +60,7 @@ class Sizes:
     def of(model: nn.Module) -> "Sizes":
         """Count `model`. Raises `ModelError` where its structure is not known."""
         sites = found(model)
-        parts = {name: part for site in sites for name, part in _parts(site).items()}
+        parts = {name: part for site in sites for name, part in parts_of(site).items()}
         total = sum(parameter.numel() for parameter in model.parameters())  # tied weights are one parameter
         embedding = _weights(getattr(model, "get_input_embeddings", lambda: None)())
         head_module = getattr(model, "get_output_embeddings", lambda: None)()
@@ -131,9 +135,9 @@ def check_ratio(ratio: float | int) -> None:
         raise SettingError(f"active {ratio:g} is no share of the parameters; use a number between 0 and 1, such as 0.5")
 
 
-def round_width(width: float | int, channels: int) -> int:
-    """The multiple of 16 below `width`, at least 16 and at most `channels`."""
-    return min(max(int(width + 1e-6) // MULTIPLE * MULTIPLE, MULTIPLE), channels)
+def round_width(width: float | int, size: int, multiple: int = MULTIPLE) -> int:
+    """The multiple of `multiple` below `width`, at least that and at most `size`."""
+    return min(max(int(width + 1e-6) // multiple * multiple, multiple), size)
 
 
 def widths_of(keep: Keep) -> dict[str, Tensor]:
@@ -141,12 +145,13 @@ def widths_of(keep: Keep) -> dict[str, Tensor]:
     return {name: kept.float().sum(-1).max() if kept.ndim == 2 else kept.float().sum() for name, kept in keep.items()}
 
 
-def _parts(site: Site) -> dict[str, Part]:
+def parts_of(site: Site) -> dict[str, Part]:
+    """The parts of one layer: its MLP's channels, rotary pairs of queries and keys, channels of values and outputs."""
     attention, d = site.attention, site.width
     heads, kv_heads, head_dim = attention.heads, attention.kv_heads, attention.head_dim
-    mlp = Part(site.channels, (2 if site.gate is None else 3) * d, "mlp")
+    mlp = Part(site.channels, (2 if site.gate is None else 3) * d, "mlp", MULTIPLE)
     pairs = head_dim // 2
-    qk = Part(pairs, 2 * d * (heads + kv_heads), "blocks")
+    qk = Part(pairs, 2 * d * (heads + kv_heads), "blocks", PAIRS)
     vo = Part(head_dim, d * (heads + kv_heads), "blocks")
     return {site.name: mlp, f"{site.attention_name}.qk": qk, f"{site.attention_name}.vo": vo}
 

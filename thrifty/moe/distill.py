@@ -17,12 +17,21 @@ from torch.nn.functional import linear
 from thrifty.moe.text import Corpus
 
 PIECE = 2048
+TOGETHER = 32
+"""Windows that the teacher reads together, ahead of the steps that need them."""
 
 
 def hidden_states(model: nn.Module, ids: Int[Tensor, "batch window"]) -> Float[Tensor, "batch window d"]:
     """What the model's output head reads: its last hidden states after the final norm."""
     decoder: Any = getattr(model, "base_model", None) or model
     return decoder(input_ids=ids, use_cache=False).last_hidden_state
+
+
+def is_spread(model: nn.Module) -> bool:
+    """Whether processes share the model (FSDP), so that each must compute what the others compute, when they do."""
+    from torch.distributed.fsdp import FSDPModule
+
+    return any(isinstance(module, FSDPModule) for module in model.modules())
 
 
 _CAUSAL = "thrifty_causal"
@@ -34,7 +43,8 @@ def is_recordable(model: Any, window: int) -> bool:
     config = model.config
     rotation = getattr(config, "rope_parameters", None) or {}
     return (
-        config._attn_implementation == "sdpa"
+        not is_spread(model)
+        and config._attn_implementation == "sdpa"
         and (getattr(config, "sliding_window", None) or window) >= window
         and rotation.get("rope_type", "default") not in ("dynamic", "longrope")
     )
@@ -69,7 +79,7 @@ class Teacher:
         self._model, self._corpus = model, corpus
         self._kept: dict[tuple[int, int], Tensor] = {}
         self._room = 0
-        if model.device.type == "cuda":
+        if model.device.type == "cuda" and not is_spread(model):
             window_bytes = corpus.window * model.config.hidden_size * model.dtype.itemsize
             self._room = torch.cuda.get_device_properties(model.device).total_memory // 4 // window_bytes
 
@@ -78,14 +88,23 @@ class Teacher:
         self, places: list[tuple[int, int]]
     ) -> tuple[Int[Tensor, "batch window"], Float[Tensor, "batch window d"]]:
         """The windows at `places` on the model's device, and the dense model's hidden states of them."""
-        ids = torch.stack([self._corpus.texts[which][index] for which, index in places]).to(self._model.device)
+        ids = self._windows(places)
         if all(place in self._kept for place in places):
             return ids, torch.stack([self._kept[place] for place in places])
-        states = hidden_states(self._model, ids)
-        for place, row in zip(places, states, strict=True):
-            if len(self._kept) < self._room:
-                self._kept.setdefault(place, row.clone())
-        return ids, states
+        return ids, hidden_states(self._model, ids)
+
+    @torch.no_grad()
+    def look_ahead(self, places: list[tuple[int, int]]) -> None:
+        """Read the windows at `places`, of steps to come, many at a time: a small batch costs a GPU as much as a larger
+        one. Does nothing where nothing can be kept."""
+        new = [place for place in dict.fromkeys(places) if place not in self._kept]
+        for first in range(0, len(new), TOGETHER):
+            part = new[first : first + min(TOGETHER, self._room - len(self._kept))]
+            if part:
+                self._kept |= dict(zip(part, hidden_states(self._model, self._windows(part)), strict=True))
+
+    def _windows(self, places: list[tuple[int, int]]) -> Int[Tensor, "batch window"]:
+        return torch.stack([self._corpus.texts[which][index] for which, index in places]).to(self._model.device)
 
 
 def divergence(

@@ -2,8 +2,8 @@
 
 The dense weights are trained and not the exported ones: an expert is a set of channels, so what one token mends is
 mended for all experts with that channel, and the export's check (masked equals exported) holds for the healed model as
-for any other. Low-rank changes (LoRA, Hu et al., 2021) are parametrisations of the linears, merged at the end; peft's
-wrappers would replace the linears on which the masks act.
+for any other. Low-rank changes (LoRA, Hu et al., 2021) are peft's, merged into the weights at the end; the masks act on
+peft's layers as they act on linears.
 """
 
 import copy
@@ -11,12 +11,10 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn.utils import parametrize
 
 from thrifty import settings
-from thrifty.errors import SettingError
+from thrifty.errors import ModelError, SettingError
 from thrifty.moe.distill import Teacher, divergence, hidden_states
 from thrifty.moe.job import MoeJob
 from thrifty.moe.masking import masked
@@ -49,8 +47,7 @@ class Heal:
         student = copy.deepcopy(job.model).requires_grad_(False)
         if self.how == "full":
             student = student.float()
-        linears = [linear for site in found(student) for linear in _linears(site)]
-        learnt = self._learnt(job, linears)
+        learnt = self._learnt(job, student)
         teacher = Teacher(job.model, job.corpus)
         head, team = student.get_output_embeddings(), Team.here()
 
@@ -71,38 +68,47 @@ class Heal:
                 team=team,
             )
         if self.how == "lora":
-            for linear in linears:
-                parametrize.remove_parametrizations(linear, "weight", leave_parametrized=True)
+            _merge(student)
         student.requires_grad_(False)
         return nn.Module.to(student, dtype=job.model.dtype)
 
-    def _learnt(self, job: MoeJob, linears: list[nn.Linear]) -> dict[str, Tensor]:
+    def _learnt(self, job: MoeJob, student: Any) -> dict[str, Tensor]:
+        linears = {id(linear) for site in found(student) for linear in _linears(site)}
+        names = [name for name, module in student.named_modules() if id(module) in linears]
         if self.how == "full":
-            return {str(number): linear.weight.requires_grad_() for number, linear in enumerate(linears)}
-        generator = job.generator()
-        learnt = {}
-        for number, linear in enumerate(linears):
-            change = _LowRank(linear, self.rank, generator)
-            parametrize.register_parametrization(linear, "weight", change)
-            learnt |= {f"{number}.{name}": parameter for name, parameter in change.named_parameters()}
+            return {name: student.get_submodule(name).weight.requires_grad_() for name in names}
+        _add_changes(student, names, self.rank, job.seed)
+        learnt = {name: parameter for name, parameter in student.named_parameters() if parameter.requires_grad}
+        for parameter in learnt.values():
+            parameter.data = parameter.data.float()  # whatever the model is in
         return learnt
 
 
-class _LowRank(nn.Module):
-    """W + B A in float32, B from zero, so that the first step sees the weights as they were."""
+def _add_changes(student: Any, names: list[str], rank: int, seed: int) -> None:
+    """Wrap the linears called `names` in peft's LoRA, W + B A: B is zero, so that the first step sees the
+    weights as they were."""
+    try:
+        from peft import LoraConfig, inject_adapter_in_model
+    except ImportError as error:
+        raise ModelError(
+            f"--heal lora needs peft ({error.name} is missing); run: pip install 'thrifty[llm]'"
+        ) from error
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=rank, target_modules=names), student)
 
-    def __init__(self, linear: nn.Linear, rank: int, generator: torch.Generator) -> None:
-        super().__init__()
-        out, width = linear.weight.shape
-        first = torch.empty(rank, width, device=linear.weight.device).normal_(std=width**-0.5, generator=generator)
-        self.narrow = nn.Parameter(first)
-        self.wide = nn.Parameter(torch.zeros(out, rank, device=linear.weight.device))
 
-    def forward(self, weight: Float[Tensor, "out width"]) -> Float[Tensor, "out width"]:
-        return weight + (self.wide @ self.narrow).to(weight.dtype)
+def _merge(student: Any) -> None:
+    """Add the changes to the weights and put the linears back in their places."""
+    from peft.tuners.lora import LoraLayer
+
+    for name, layer in [(name, one) for name, one in student.named_modules() if isinstance(one, LoraLayer)]:
+        layer.merge()  # type: ignore[attr-defined] -- every layer of peft has it, the class of LoRA's does not say so
+        student.set_submodule(name, layer.get_base_layer())
+    del student.peft_config
 
 
-def _linears(site: Site) -> list[nn.Linear]:
+def _linears(site: Site) -> list[nn.Module]:
     attention = site.attention
     every = [site.gate, site.up, site.down, attention.q, attention.k, attention.v, attention.o]
     return [one for one in every if one is not None]

@@ -1,6 +1,6 @@
 """What is given when a dense language model is to become a mixture of experts."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 from thrifty.budget import Budget
 from thrifty.errors import SettingError
-from thrifty.moe.cost import MULTIPLE, Scope, Sizes, check_ratio, round_width
+from thrifty.moe.cost import Scope, Sizes, check_ratio, round_width
 from thrifty.moe.sites import Site, found
 from thrifty.moe.text import Corpus
 from thrifty.progress import Track, silent
@@ -90,8 +90,15 @@ class MoeJob:
     @property
     def share(self) -> float:
         """The share of the MLPs' weights that may be active, attention kept whole."""
-        mlp, counted = self.sizes.weights("mlp"), self.sizes.weights(self.scope)
-        return (self.budget.limit - (counted - mlp)) / mlp
+        return self.share_of([site.name for site in self.sites])
+
+    def share_of(self, parts: Collection[str]) -> float:
+        """The share of the weights of `parts` that may be active, everything else kept whole."""
+        own, counted = self._weights(parts), self.sizes.weights(self.scope)
+        return (self.budget.limit - (counted - own)) / own
+
+    def _weights(self, parts: Collection[str]) -> int:
+        return sum(self.sizes.parts[name].weights for name in parts)
 
     def generator(self, purpose: int = 0) -> torch.Generator:
         """Random numbers on the model's device that follow from the seed and `purpose` alone."""
@@ -111,29 +118,38 @@ class MoeJob:
         return min(widths.values())
 
     def fitted(self, wanted: Mapping[str, float]) -> dict[str, int]:
-        """Widths in multiples of 16 close to `wanted` that use the budget up: all wanted widths are scaled by one
-        factor, rounded down, and what is left goes to the layers that lost most. Equal where the job asks for it."""
+        """Widths close to `wanted` that use the budget up, in multiples (of 16 channels of an MLP): all wanted widths
+        are scaled by one factor, rounded down, and what is left goes to the parts that lost most. Equal where the job
+        asks for it; parts that are not wanted stay whole."""
         if self.widths == "equal":
             return dict.fromkeys(wanted, self.equal_width())
         part = {name: self.sizes.parts[name] for name in wanted}
-        room = self.share * self.sizes.weights("mlp")
+        room = self.share_of(wanted) * self._weights(wanted)
         low, high = 0.0, float(max(one.size for one in part.values())) / max(min(wanted.values()), 1e-6)
 
         def at(factor: float) -> dict[str, int]:
-            return {name: round_width(factor * width, part[name].size) for name, width in wanted.items()}
+            return {
+                name: round_width(factor * width, part[name].size, part[name].multiple)
+                for name, width in wanted.items()
+            }
 
         def spent(widths: Mapping[str, int]) -> int:
             return sum(part[name].unit_weights * width for name, width in widths.items())
 
         if spent(at(0.0)) > room:
-            least = spent(at(0.0)) / self.sizes.weights("mlp")
-            raise SettingError(f"active {self.active:g}: experts of {MULTIPLE} channels cost {least:.1%} of the MLPs")
+            least, first = spent(at(0.0)) / self._weights(wanted), next(iter(part.values()))
+            raise SettingError(
+                f"active {self.active:g}: experts of {first.multiple} channels cost {least:.1%} of what can be left out"
+            )
         for _ in range(50):
             middle = (low + high) / 2
             low, high = (middle, high) if spent(at(middle)) <= room else (low, middle)
         widths = at(low)
-        lost = sorted(widths, key=lambda name: widths[name] - low * wanted[name])
-        for name in lost:
-            larger = widths | {name: min(widths[name] + MULTIPLE, part[name].size)}
-            widths = larger if spent(larger) <= room else widths
+        lost = sorted(widths, key=lambda name: (widths[name] - low * wanted[name]) / part[name].multiple)
+        before = {}
+        while widths != before:  # what is left may be many steps of a small part
+            before = widths
+            for name in lost:
+                larger = widths | {name: min(widths[name] + part[name].multiple, part[name].size)}
+                widths = larger if spent(larger) <= room else widths
         return widths

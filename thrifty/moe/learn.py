@@ -14,16 +14,20 @@ from thrifty import gates
 from thrifty.captured import Captured
 from thrifty.errors import SettingError
 from thrifty.gates import Controller
-from thrifty.moe import calibrate, cluster
+from thrifty.moe import attention_masks, calibrate, cluster
+from thrifty.moe.attention_masks import Sides, TokenGates
 from thrifty.moe.balance import balance_loss, expected_width, log_ratio, union, union_loss
 from thrifty.moe.distill import Teacher, divergence, hidden_states, is_recordable, unpadded
 from thrifty.moe.job import MoeJob
 from thrifty.moe.learnt import Learnt, Table, acting, top
 from thrifty.moe.sites import Site
+from thrifty.moe.spread import spread
 from thrifty.moe.train import Recipe, Team, train
 
 START, GATES, ROUTES = 1, 1_000, 500_000_000
 """Purposes of random numbers; the step, and for routes the process too, are added."""
+AHEAD = 16
+"""So many steps ahead the teacher reads."""
 FACTS = ("step", "kl", "active", "union")
 
 
@@ -44,6 +48,7 @@ class Learning:
     first: float
     anneal: float
     settle: float
+    attention: Sides = "none"
 
     def check(self, name: str) -> None:
         """Raise `SettingError`, in the words of the method called `name`, for what cannot be trained."""
@@ -52,12 +57,19 @@ class Learning:
         for setting in ("anneal", "settle"):
             if not 0 <= getattr(self, setting) <= 1:
                 raise SettingError(f"{name}: {setting}={getattr(self, setting)}; use a share of the steps, 0 to 1")
+        if self.attention != "none" and self.logits == "free":
+            raise SettingError(f"{name}: attention={self.attention} needs the controller; leave logits=controller")
+
+    def share(self, job: MoeJob) -> float:
+        """The share of what is learnt (the MLPs, and what of attention is masked) that may be active."""
+        return job.share_of([site.name for site in job.sites] + attention_masks.parts_of(job.sites, self.attention))
 
     def share_at(self, job: MoeJob, step: int) -> float:
-        """The share of the MLPs that is to be active at a step; it falls in a straight line from `first`."""
+        """The share of what is learnt that is to be active at a step; it falls in a straight line from `first`."""
         falling = self.anneal * job.steps
         left = max(0.0, 1 - step / falling) if falling else 0.0
-        return job.share + left * max(0.0, self.first - job.share)
+        share = self.share(job)
+        return share + left * max(0.0, self.first - share)
 
     def first_settled(self, job: MoeJob) -> int:
         """The step from which on the masks are the exported ones, and only the routers learn."""
@@ -65,9 +77,13 @@ class Learning:
 
 
 def learn(job: MoeJob, learning: Learning) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """What to keep of each MLP, and the evidence: routers, and the history of the training (step, KL divergence, active
-    share, union). Goes on from `job.checkpoint` where that is there."""
-    learnt = Learnt(job.sites, learning.num_experts, job.generator(START), is_free=learning.logits == "free")
+    """What to keep of each MLP and attention, and the evidence: routers, the networks of the tokens' masks, and the
+    history of the training (step, KL divergence, active share of what is learnt, union). Goes on from `job.checkpoint`
+    where that is there."""
+    attention_masks.check(learning.attention, job)
+    job = spread(job, Team.here())
+    is_free = learning.logits == "free"
+    learnt = Learnt(job.sites, learning.num_experts, job.generator(START), is_free, learning.attention)
     if learning.start != "published":
         start_apart(job, learning, learnt)
     teacher = Teacher(job.model, job.corpus)
@@ -95,7 +111,7 @@ def start_apart(job: MoeJob, learning: Learning, learnt: Learnt) -> None:
 
     def look(site: Site, x: Tensor, h: Tensor) -> None:
         norms = calibrate.column_norms(site)
-        width = max(1, round(job.share * site.channels))
+        width = max(1, round(learning.share(job) * site.channels))
         groups = cluster.groups(x, h, norms, learning.num_experts, width, generator, learning.start == "clustered")
         wanted[site.name] = cluster.start_logits(groups.energy, share, learning.spread)
         if learning.num_experts > 1:
@@ -104,6 +120,8 @@ def start_apart(job: MoeJob, learning: Learning, learnt: Learnt) -> None:
     calibrate.visit(job, look)
     if isinstance(learnt.emitter, Controller):
         cluster.solve_heads(learnt.emitter, wanted)
+        if learning.attention != "none":
+            learnt.attention.start(job, learnt.emitter, share, learning.spread)
     elif isinstance(learnt.emitter, Table):
         learnt.emitter.set(wanted)
 
@@ -129,6 +147,7 @@ class Step:
         device = job.model.device
         self.drawn, self.routed = torch.Generator(device), torch.Generator(device)
         self.share = torch.zeros((), device=device)
+        self.looked_until = 0
         ids, self.wanted = teacher.read(Team.here().part(job.corpus.places(0, job.batch)))
         self.ids = ids.clone()
         can_record, generators = is_recordable(job.model, job.corpus.window), (self.drawn, self.routed)
@@ -140,6 +159,10 @@ class Step:
     def __call__(self, step: int) -> dict[str, Tensor]:
         """Leave the gradients in the learnt parameters; return the facts of the step."""
         job, team = self.job, Team.here()
+        if step >= self.looked_until:
+            self.looked_until = min(job.steps, step + AHEAD)
+            coming = range(step, self.looked_until)
+            self.teacher.look_ahead([one for at in coming for one in team.part(job.corpus.places(at, job.batch))])
         ids, wanted = self.teacher.read(team.part(job.corpus.places(step, job.batch)))
         self.ids.copy_(ids)
         self.wanted.copy_(wanted)
@@ -161,20 +184,22 @@ class Step:
 
     def _loss(self, is_settled: bool) -> tuple[Tensor, dict[str, Tensor]]:
         job, learning, learnt = self.job, self.learning, self.learnt
-        logits = learnt.logits()
-        chance = {name: gates.keep_probability(one) for name, one in logits.items()}
+        logits, networks = learnt.emitted()
         if is_settled:
-            widths = learnt.settle(lambda: fitted_widths(job, chance))
-            masks = {name: top(one.detach(), width) for (name, one), width in zip(logits.items(), widths, strict=True)}
+            widths = settled_widths(job, learnt)
+            masks = {name: top(one.detach(), widths[name]) for name, one in logits.items()}
+            counted, tokens = masks, TokenGates(attention_masks.settled(networks, widths), None)
         else:
             masks = {name: gates.gumbel_sigmoid(one, generator=self.drawn) for name, one in logits.items()}
+            counted = {name: gates.keep_probability(one) for name, one in logits.items()}
+            tokens = TokenGates(networks, self.drawn)
         routers = dict(zip(learnt.names, learnt.routers, strict=True))
-        with acting(job.sites, masks, routers, None if is_settled else self.routed) as seen:
+        noise = None if is_settled else self.routed
+        with acting(job.sites, masks, routers, noise) as seen, attention_masks.acting(job.sites, masks, tokens):
             student = hidden_states(job.model, self.ids)
         apart = divergence(student, self.wanted, job.model.get_output_embeddings())
-        counted = masks if is_settled else chance
-        shares = torch.stack([expected_width(one) / one.shape[-1] for one in counted.values()])
-        unions = torch.stack([union(one) for one in masks.values()])
+        shares = torch.stack([expected_width(one) / one.shape[-1] for one in (counted | tokens.counted).values()])
+        unions = torch.stack([union(masks[name]) for name in learnt.names])
         active = (shares * learnt.weights).sum()
         total = learning.distil * apart
         if not is_settled:
@@ -187,21 +212,32 @@ class Step:
 
 
 @torch.no_grad()
-def fitted_widths(job: MoeJob, chance: dict[str, Tensor]) -> list[int]:
-    """The width of each layer's experts: what they are expected to have, fitted to the budget in steps of 16."""
-    return list(job.fitted({name: float(expected_width(one)) for name, one in chance.items()}).values())
+def settled_widths(job: MoeJob, learnt: Learnt) -> dict[str, int]:
+    """The width of each part: once, at the first call of all, what it is expected to have, fitted to the budget."""
+
+    def fitted() -> list[int]:
+        logits, networks = learnt.emitted()
+        chance = {name: gates.keep_probability(one) for name, one in logits.items()}
+        chance |= attention_masks.chances(job, networks)
+        return list(job.fitted({name: float(expected_width(one)) for name, one in chance.items()}).values())
+
+    return dict(zip(learnt.parts, learnt.settle(fitted), strict=True))
 
 
 @torch.no_grad()
 def exported(job: MoeJob, learnt: Learnt) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """The masks and routers without noise: all experts of a layer have its width, the largest logits of each are its
-    channels, and a token's expert is the largest router logit."""
-    logits = learnt.logits()
-    chance = {name: gates.keep_probability(one) for name, one in logits.items()}
-    widths = learnt.settle(lambda: fitted_widths(job, chance))
-    keep, evidence = {}, {}
-    for name, width in zip(learnt.names, widths, strict=True):
-        keep[name] = top(logits[name], width).cpu()
-        if learnt.num_experts > 1:
-            evidence[f"{name}.router"] = learnt.router(name).detach().float().cpu().clone()
-    return keep, evidence
+    channels, and a token's expert is the largest router logit; pairs of attention alike, and for every token the
+    network that chooses its channels."""
+    widths = settled_widths(job, learnt)
+    logits, networks = learnt.emitted()
+    keep = {name: top(one, widths[name]).cpu() for name, one in logits.items()}
+    evidence = {}
+    if learnt.num_experts > 1:
+        evidence = {f"{name}.router": learnt.router(name).detach().float().cpu().clone() for name in learnt.names}
+    for name, network in networks.items():
+        head_dim = len(network.up)
+        keep[name] = (torch.arange(head_dim) < widths[name]).float()
+        if widths[name] < head_dim:
+            evidence |= attention_masks.evidence(name, network)
+    return {name: one[0] if name.endswith(".qk") else one for name, one in keep.items()}, evidence

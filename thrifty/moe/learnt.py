@@ -16,6 +16,9 @@ from torch.nn.functional import linear
 
 from thrifty import gates
 from thrifty.gates import Controller
+from thrifty.moe import attention_masks, cost
+from thrifty.moe.attention_masks import AttentionMasks, Sides
+from thrifty.moe.masking import TokenMask
 from thrifty.moe.sites import Site
 
 EMBEDDING = 32
@@ -47,20 +50,29 @@ class Table(nn.Module):
 
 
 class Learnt(nn.Module):
-    """Logits of all experts (from a controller, or free) and the routers; in float32, on the device of the model.
+    """Logits of all experts (from a controller, or free), the routers, and the masks of attention; in float32, on the
+    device of the model.
 
-    `widths` holds the experts' width of each layer once they are settled, 0 before; `weights` is the share of each
-    layer's MLP in the weights of all.
+    `parts` names what is learnt: the MLPs (`names`), then what attention has. `widths` holds the width of each part
+    once they are settled, 0 before; `weights` is the share of each in the weights of all.
     """
 
     widths: Tensor
 
-    def __init__(self, sites: list[Site], num_experts: int, generator: torch.Generator, is_free: bool = False) -> None:
+    def __init__(
+        self,
+        sites: list[Site],
+        num_experts: int,
+        generator: torch.Generator,
+        is_free: bool = False,
+        attention: Sides = "none",
+    ) -> None:
         """Build for `sites`. The controller has the paper's sizes; routers start small and random."""
         super().__init__()
-        sizes = {site.name: site.channels for site in sites}
+        sizes = _sizes(sites, attention)
         device = sites[0].up.weight.device
-        self.names = list(sizes)
+        self.names = [site.name for site in sites]
+        self.parts = [*self.names, *attention_masks.parts_of(sites, attention)]
         self.num_experts = num_experts
         seed = generator.initial_seed()
         with torch.random.fork_rng(devices=[]):  # modules draw their first weights from torch's one generator
@@ -72,14 +84,28 @@ class Learnt(nn.Module):
             torch.empty(count, site.width, device=device).normal_(std=site.width**-0.5, generator=generator)
             for site in sites
         )
-        self.register_buffer("widths", torch.zeros(len(sites), dtype=torch.long, device=device))
-        weights = torch.tensor([float(sum(part.numel() for part in _matrices(site))) for site in sites], device=device)
+        self.attention = AttentionMasks(sites, attention, 2 * HIDDEN, generator)
+        self.register_buffer("widths", torch.zeros(len(self.parts), dtype=torch.long, device=device))
+        known = {name: part for site in sites for name, part in cost.parts_of(site).items()}
+        weights = torch.tensor([float(known[name].weights) for name in self.parts], device=device)
         self.weights = weights / weights.sum()
         self._widths: list[int] = []
 
-    def logits(self) -> dict[str, Float[Tensor, "experts _"]]:
-        """The logits of every layer's experts, by the name of the layer's MLP."""
-        return self.emitter()
+    def emitted(self) -> tuple[dict[str, Float[Tensor, "_ _"]], dict[str, TokenMask]]:
+        """By part: the logits, one row for each expert of an MLP and one for the pairs of an attention; and the
+        networks that choose channels of values for each token."""
+        if self.attention.sides == "none":
+            return self.emitter(), {}
+        assert isinstance(self.emitter, Controller)
+        embedded = self.emitter.embeddings()
+        places = {name: number for number, name in enumerate(self.emitter.sites)}
+        experts = {name: self.emitter.head(places[name], embedded[places[name]]) for name in self.names}
+        pairs, networks = self.attention.emitted(self.emitter, embedded)
+        return experts | pairs, networks
+
+    def logits(self) -> dict[str, Float[Tensor, "_ _"]]:
+        """The logits of `emitted` alone."""
+        return self.emitted()[0]
 
     def settle(self, fitted: Callable[[], list[int]]) -> list[int]:
         """The settled widths, which `fitted` gives at the first call of all, also of an earlier, interrupted run."""
@@ -107,8 +133,14 @@ def _controller(sizes: dict[str, int], num_experts: int, seed: int) -> Controlle
     )
 
 
-def _matrices(site: Site) -> list[Tensor]:
-    return [one.weight for one in (site.gate, site.up, site.down) if one is not None]
+def _sizes(sites: list[Site], attention: Sides) -> dict[str, int]:
+    """How many logits the controller has for each of its sites, in the order of the network."""
+    sizes = {}
+    for site in sites:
+        if attention != "none":
+            sizes[site.attention_name] = attention_masks.num_logits(site, attention)
+        sizes[site.name] = site.channels
+    return sizes
 
 
 @dataclass

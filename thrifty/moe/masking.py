@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor, nn
 from torch.nn.functional import gelu, layer_norm, linear
 
@@ -24,6 +24,8 @@ from thrifty.moe.sites import Attention, Site, found
 from thrifty.plan import Plan
 
 SOURCE = "router.source"
+TOKEN_MASK = ("down", "norm_weight", "norm_bias", "shift", "up")
+"""The tensors of a `TokenMask`: a plan has them as evidence under the name of the part."""
 
 
 def experts_of(plan: Plan, site: Site) -> Bool[Tensor, "experts channels"]:
@@ -77,11 +79,18 @@ class TokenMask:
     shift: Float[Tensor, " inner"]
     up: Float[Tensor, "head_dim inner"]
 
+    def features(self, x: Float[Tensor, "*tokens d"]) -> Float[Tensor, "*tokens inner"]:
+        """What the scores of each token are a linear function of, in float32."""
+        inner = linear(x.float(), self.down) + self.shift
+        return gelu(layer_norm(inner, inner.shape[-1:], self.norm_weight, self.norm_bias))
+
+    def scores(self, x: Float[Tensor, "*tokens d"]) -> Float[Tensor, "*tokens head_dim"]:
+        """How much each token wants each channel of a head, in float32."""
+        return linear(self.features(x), self.up)
+
     def __call__(self, x: Float[Tensor, "*tokens d"]) -> Float[Tensor, "*tokens head_dim"]:
         """Return the mask of each token, 0 or 1, in the type of `x`."""
-        inner = linear(x.float(), self.down) + self.shift
-        inner = gelu(layer_norm(inner, inner.shape[-1:], self.norm_weight, self.norm_bias))
-        scores = linear(inner, self.up)
+        scores = self.scores(x)
         best = scores.topk(self.count, dim=-1).indices
         return torch.zeros_like(scores).scatter_(-1, best, 1.0).to(x.dtype)
 
@@ -93,12 +102,11 @@ def token_mask_of(plan: Plan, site: Site) -> TokenMask | None:
     kept = plan.keep.get(name)
     if kept is None or bool(kept.all()):
         return None
-    names = ("down", "norm_weight", "norm_bias", "shift", "up")
-    missing = [part for part in names if f"{name}.{part}" not in plan.evidence]
+    missing = [part for part in TOKEN_MASK if f"{name}.{part}" not in plan.evidence]
     if missing or kept.numel() != site.attention.head_dim or not kept.any():
         what = f"lacks {', '.join(missing)}" if missing else f"keeps {int(kept.sum())} of {kept.numel()} channels"
         raise SettingError(f"{name}: the plan {what}; heads have {site.attention.head_dim} channels")
-    return TokenMask(int(kept.sum()), *(plan.evidence[f"{name}.{part}"].float() for part in names))
+    return TokenMask(int(kept.sum()), *(plan.evidence[f"{name}.{part}"].float() for part in TOKEN_MASK))
 
 
 def pairs_of(plan: Plan, site: Site) -> Bool[Tensor, " pairs"] | None:
@@ -119,8 +127,7 @@ def pairs_of(plan: Plan, site: Site) -> Bool[Tensor, " pairs"] | None:
 
 def to_device(mask: TokenMask, device: torch.device) -> TokenMask:
     """The same network on another device."""
-    tensors = (mask.down, mask.norm_weight, mask.norm_bias, mask.shift, mask.up)
-    return TokenMask(mask.count, *(tensor.to(device) for tensor in tensors))
+    return TokenMask(mask.count, *(getattr(mask, part).to(device) for part in TOKEN_MASK))
 
 
 def chosen(router: Float[Tensor, "experts d"], x: Float[Tensor, "*tokens d"]) -> Int[Tensor, "*tokens"]:
@@ -140,7 +147,10 @@ def masked(model: nn.Module, plan: Plan) -> Iterator[None]:
     with ExitStack() as stack:
         for site in sites:
             device = site.up.weight.device
-            for handle in [*_mlp_hooks(plan, site, shared, device), *_attention_hooks(plan, site, device)]:
+            pairs, token_mask = pairs_of(plan, site), token_mask_of(plan, site)
+            row = None if pairs is None else pairs.repeat(2).to(device)
+            mask = None if token_mask is None else to_device(token_mask, device)
+            for handle in [*_mlp_hooks(plan, site, shared, device), *attention_hooks(site.attention, row, mask)]:
                 stack.callback(handle.remove)
         yield
 
@@ -194,23 +204,21 @@ def _mlp_hooks(plan: Plan, site: Site, shared: dict[str, Tensor], device: torch.
         yield site.mlp.register_forward_hook(add)
 
 
-def _attention_hooks(plan: Plan, site: Site, device: torch.device) -> Iterator[Any]:
-    attention = site.attention
-    pairs, token_mask = pairs_of(plan, site), token_mask_of(plan, site)
-    if pairs is not None:
-        row = pairs.repeat(2).to(device)
+def attention_hooks(
+    attention: Attention, row: Shaped[Tensor, " head_dim"] | None, mask: Callable[[Tensor], Tensor] | None
+) -> Iterator[Any]:
+    """Set hooks by which every head of queries and keys is multiplied by `row`, and values and the input of the output
+    projection by the `mask` [*tokens, head_dim] that is made of the attention's input; yield what removes them."""
+    if row is not None:
         for side in (attention.q, attention.k):
-            yield side.register_forward_hook(_times(lambda row=row: row, attention.head_dim))
-    if token_mask is not None:
-        yield from _token_hooks(to_device(token_mask, device), attention)
-
-
-def _token_hooks(token_mask: TokenMask, attention: Attention) -> Iterator[Any]:
+            yield side.register_forward_hook(_times(lambda: row, attention.head_dim))
+    if mask is None:
+        return
     state: dict[str, Tensor] = {}
 
     def read(module: nn.Module, inputs: tuple[Any, ...], keywords: Mapping[str, Any]) -> None:
         x = inputs[0] if inputs else keywords["hidden_states"]
-        state["mask"] = token_mask(x)[..., None, :]
+        state["mask"] = mask(x)[..., None, :]
 
     yield attention.module.register_forward_pre_hook(read, with_kwargs=True)
     times = _times(lambda: state["mask"], attention.head_dim)

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from thrifty.errors import ModelError
 from thrifty.moe.experts import PackedMlp, Shape
-from thrifty.moe.masking import bias_of, experts_of, pairs_of, router_of, source_of, token_mask_of
+from thrifty.moe.masking import TOKEN_MASK, bias_of, experts_of, pairs_of, router_of, source_of, token_mask_of
 from thrifty.moe.packing import Packing
 from thrifty.moe.sites import Site, found
 from thrifty.moe.thin_attention import MaskedOutput, MaskedValues, ThinAttention
@@ -137,8 +137,7 @@ def _state(plan: Plan, site: Site) -> dict[str, Tensor]:
     attention, out = site.attention, "o_proj" if hasattr(site.attention.module, "o_proj") else "dense"
     mask, pairs = token_mask_of(plan, site), pairs_of(plan, site)
     if mask is not None:
-        parts = ("down", "norm_weight", "norm_bias", "shift", "up")
-        state |= {f"self_attn.v_proj.token_mask.{part}": getattr(mask, part) for part in parts}
+        state |= {f"self_attn.v_proj.token_mask.{part}": getattr(mask, part) for part in TOKEN_MASK}
         for name, side in (("v_proj", attention.v), (out, attention.o)):
             state |= {f"self_attn.{name}.inner.{key}": value for key, value in side.state_dict().items()}
     if pairs is not None:

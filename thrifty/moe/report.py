@@ -21,6 +21,7 @@ def dense_row(row: dict[str, Any]) -> dict[str, Any]:
         "kl": 0.0,
         "top1": 1.0,
         "tokens_per_second": {"moe": row.get("tokens_per_second", {}).get("dense", {})},
+        "tasks": {"moe": row.get("tasks", {}).get("dense", {})},
     }
 
 
@@ -44,6 +45,12 @@ def report(title: str, rows: list[dict[str, Any]], provenance: dict[str, Any], n
         Column(f"tokens_per_second.moe.{phase}.{size}", f"{phase} at batch {size} (tokens/s)", ",.0f")
         for phase, sizes in timed.items()
         for size in sizes
+    ]
+    tasks = next((row["tasks"]["moe"] for row in rows if "tasks" in row), {})
+    columns += [
+        Column(f"tasks.moe.{task}.{metric}", f"{task}, {metric}", ".3f")
+        for task, metrics in tasks.items()
+        for metric in metrics
     ]
     shown = [dense_row(rows[0]), *rows]
     return Report(
@@ -112,4 +119,9 @@ def read_me(rows: list[dict[str, Any]]) -> list[str]:
         )
     if any("tokens_per_second" in row for row in rows):
         notes.append("Tokens per second: random prompts, greedy decoding, median, the two models taking turns.")
+    if any(row.get("tasks") for row in rows):
+        notes.append(
+            "Tasks: lm-eval's own harness, on the exported model. The bundled ones (thrifty_...) have some 70 items "
+            "written for thrifty: they show damage, and are no benchmarks."
+        )
     return notes

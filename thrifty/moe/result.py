@@ -48,9 +48,12 @@ def of(
 
 
 def active(job: MoeJob, plan: Plan, made: Any | None = None) -> dict[str, Any]:
-    """What is active on a token, in every scope, and the parameters in all; routers count in scope `model`."""
+    """What is active on a token, in every scope, and the parameters in all; routers, and the networks that mask values
+    for each token, count in scope `model`."""
     widths = widths_of(plan.keep)
-    routers = sum(tensor.numel() for name, tensor in plan.evidence.items() if name.endswith(".router"))
+    routers = sum(
+        tensor.numel() for name, tensor in plan.evidence.items() if name.endswith(".router") or ".vo." in name
+    )
     params_active = int(job.sizes.active(widths, "model", routers))
     return {
         **{f"active_ratio_{scope}": float(job.sizes.active_ratio(widths, scope)) for scope in SCOPES},

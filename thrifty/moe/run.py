@@ -9,7 +9,7 @@ import torch
 
 from thrifty.errors import OutputError, SettingError
 from thrifty.llm import LanguageModel
-from thrifty.moe import result, text
+from thrifty.moe import harness, result, text
 from thrifty.moe.apply import Layout, applied, save
 from thrifty.moe.cost import Scope
 from thrifty.moe.heal import Heal
@@ -38,7 +38,9 @@ class Asked:
     heal: str | None = None
     heal_steps: int = 200
     has_speed: bool = True
+    tasks: tuple[str, ...] = ()
     seed: int = 0
+    device: str = "cpu"
 
 
 @dataclass(frozen=True)
@@ -74,6 +76,7 @@ def run(
 
     Nothing appears at `output` before the exported model has been found equal to the masked one.
     """
+    tasks = harness.find(asked.tasks) if asked.tasks else []
     learnt, measured = texts_of(asked)
     windows = windows_of(language, measured[1], measured[0], asked.windows, asked.window)
     corpus = text.corpus(language, learnt, asked.window, asked.seed)
@@ -93,6 +96,7 @@ def run(
     if asked.batch % Team.here().size:
         raise SettingError(f"--batch {asked.batch} cannot be shared by {Team.here().size} processes evenly")
     plan = method.plan(job)
+    torch.nn.Module.to(job.model, asked.device)  # where processes share it while they learn, it was on the host
     stages = [("", job.model)]
     if asked.heal:
         healed = Heal(asked.heal, steps=asked.heal_steps)(job, plan)  # type: ignore[arg-type]
@@ -102,8 +106,11 @@ def run(
     if save_plan is not None:
         plan.save(save_plan)
     rows, made = list[dict[str, Any]](), None
+    dense = harness.scores(job.model, language.tokenizer, tasks) if tasks else {}
     for name, model in stages:
         row, made = _stage(job, method, plan, model, windows, asked)
+        if tasks:
+            row["tasks"] = {"dense": dense, "moe": harness.scores(made, language.tokenizer, tasks)}
         label = f"{row['method']} {asked.active:.0%}{name}"
         rows.append({"label": label, "text": measured[0], "model": language.name, "window": asked.window} | row)
     _write(made, output, overwrite, language.tokenizer)

@@ -7,11 +7,16 @@ with the same layers under another name works too.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
 from thrifty.errors import ModelError
+
+if TYPE_CHECKING:
+    Linear = nn.Linear
+else:  # while a model is healed also peft's layer around a linear, which has the linear's attributes
+    Linear = nn.Module
 
 GATED = ("gate_proj", "up_proj", "down_proj")
 PLAIN = ("fc1", "fc2")
@@ -27,10 +32,10 @@ class Attention:
     """
 
     module: nn.Module
-    q: nn.Linear
-    k: nn.Linear
-    v: nn.Linear
-    o: nn.Linear
+    q: Linear
+    k: Linear
+    v: Linear
+    o: Linear
     heads: int
     kv_heads: int
     head_dim: int
@@ -52,9 +57,9 @@ class Site:
     index: int
     layer: nn.Module
     mlp: nn.Module
-    gate: nn.Linear | None
-    up: nn.Linear
-    down: nn.Linear
+    gate: Linear | None
+    up: Linear
+    down: Linear
     activation: Callable[[Tensor], Tensor]
     attention: Attention
 
@@ -159,7 +164,9 @@ def _attention(module: nn.Module, config: Any, place: str) -> Attention:
 
 
 def _has_linears(module: nn.Module, names: tuple[str, ...]) -> bool:
-    return all(isinstance(getattr(module, name, None), nn.Linear) for name in names)
+    """Whether all are linears, or peft's wrappers of linears."""
+    parts = [getattr(module, name, None) for name in names]
+    return all(isinstance(getattr(part, "base_layer", part), nn.Linear) for part in parts)
 
 
 def _children(module: nn.Module) -> str:

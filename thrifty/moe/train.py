@@ -49,10 +49,12 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Team:
-    """The processes that train together: how many, and which this one is (0 is the one that writes files)."""
+    """The processes that train together: how many, which this one is (0 is the one that writes files), and whether
+    they share the frozen model (FSDP) instead of each having it whole."""
 
     size: int = 1
     rank: int = 0
+    is_sharing: bool = False
 
     @staticmethod
     def here() -> "Team":
@@ -64,7 +66,8 @@ class Team:
         from accelerate import PartialState
 
         state = PartialState(cpu=not torch.cuda.is_available())
-        return Team(state.num_processes, state.process_index)
+        is_sharing = os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"  # as accelerate itself asks
+        return Team(state.num_processes, state.process_index, is_sharing)
 
     def part(self, batch: list[Any]) -> list[Any]:
         """This process's part of a batch. Raises `SettingError` where it cannot be shared out evenly."""

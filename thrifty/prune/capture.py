@@ -106,9 +106,22 @@ def _called(trace: Trace, node: Node, values: dict[Node, Any]) -> Any:
             trace.freeze(value, f"thrifty has no rule for {call}")
         return held
     result = _ruled(trace, call)
+    if _writes(node.target, call):
+        for value in result if isinstance(result, Sequence) else [result]:
+            trace.write(value)
     if isinstance(held, list | tuple) and isinstance(result, Value):
         return [result, *(nothing(part.shape) for part in made[1:])]
     return result
+
+
+def _writes(target: Any, call: Call) -> bool:
+    """Whether the operator writes a feature map: it is no view, no dropout that lets all through, and what it takes is
+    not weights alone."""
+    if not isinstance(target, OpOverload) or all(value.is_weight for value in call.values):
+        return False
+    returned = target._schema.returns[0].alias_info
+    is_view = returned is not None and not returned.is_write
+    return not is_view and call.arguments.get("train") is not False
 
 
 def _ruled(trace: Trace, call: Call) -> Any:

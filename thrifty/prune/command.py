@@ -16,7 +16,12 @@ if TYPE_CHECKING:
 @click.command()
 @click.argument("model")
 @click.option("--data", "data_name", default="digits", show_default=True, help="digits, cifar10, cifar100 or a folder.")
-@click.option("--keep", default="flops=50%", show_default=True, help="Budget: flops=45%, params=2M, latency=5ms@32.")
+@click.option(
+    "--keep",
+    default="flops=50%",
+    show_default=True,
+    help="Budget: flops=45%, params=2M, activations=50%, latency=5ms@32, or several: a,b.",
+)
 @click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="The folder to write.")
 @click.option("--method", default="ato", show_default=True, help="Who decides what stays; see thrifty methods.")
 @click.option("--set", "pairs", multiple=True, metavar="FIELD=VALUE", help="A setting of the method.")
@@ -50,6 +55,8 @@ def prune(model: str, output: Path, json_file: Path | None, resume: bool, overwr
     if options["onnx"]:
         _check_onnx()
     job = _job(model, training, output, resume, options)
+    if not resume:
+        _fresh(output, overwrite)
     click.echo(_told(model, job), err=True)
     with progress.shown() as track:
         _finish(model, method, job, track, options["batch"], json_file, start)
@@ -91,14 +98,19 @@ def _training(texts: tuple[str, ...], epochs: int | None) -> Any:
 
 
 def _check_output(output: Path, resume: bool, overwrite: bool) -> None:
-    from thrifty.files import check_folder, fresh_folder
+    from thrifty.files import check_folder
     from thrifty.prune import checkpoint
 
-    if resume:
-        check_folder(output, overwrite=True)
-        return
-    if output.is_dir() and checkpoint.exists(output) and not overwrite:
+    if not resume and output.is_dir() and checkpoint.exists(output) and not overwrite:
         raise SettingError(f"{output} holds a run; add --resume to go on with it, or --overwrite to start anew")
+    check_folder(output, overwrite or resume)
+
+
+def _fresh(output: Path, overwrite: bool) -> None:
+    """The folder without an earlier run. Only now, since what was asked for could have been refused."""
+    from thrifty.files import fresh_folder
+    from thrifty.prune import checkpoint
+
     fresh_folder(output, overwrite)
     checkpoint.remove(output)
 
@@ -130,13 +142,13 @@ def _told(model: str, job: "PruneJob") -> str:
     """What can go, and how far, before anything is trained."""
     from thrifty.prune.cost import least
 
-    whole = job.budget.spent({})
-    floor = job.budget.spent(least(job.groups, job.round_to))
+    floor = least(job.groups, job.round_to)
+    limits = "; ".join(
+        f"{one.spent({}):,.6g} {one.unit} -> {one.limit:,.6g} (the least is {one.spent(floor):,.6g})"
+        for one in job.budget.each
+    )
     parts = sum(group.size for group in job.groups)
-    told = [
-        f"{model}: {parts:,} channels in {len(job.groups)} groups may go; {whole:,.6g} {job.budget.unit} -> "
-        f"{job.budget.limit:,.6g} (the least is {floor:,.6g})"
-    ]
+    told = [f"{model}: {parts:,} channels in {len(job.groups)} groups may go; {limits}"]
     told += [f"  {group.name} stays whole: {group.reason}" for group in job.coupling.frozen]
     return "\n".join(told)
 

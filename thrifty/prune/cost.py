@@ -1,9 +1,13 @@
 """What a network costs when only some of its parts are there, differentiable in how much of each part is.
 
 A FLOP here is one multiply-accumulate of a convolution, a linear layer or a product of matrices, as papers on pruning
-count it (`torch.utils.flop_counter` reports twice as many); norms and activations are not counted.
+count it (`torch.utils.flop_counter` reports twice as many); norms and activation functions are not counted.
+
+An activation is an element of a feature map that an operator writes in a forward pass of one example. On a GPU norms,
+activation functions and sums wait for memory, and what they take goes with these, not with FLOPs.
 """
 
+import functools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,7 +16,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from thrifty.budget import Budget, Keep, read_amount
+from thrifty.budget import Budget, Keep, joint, read_amount
 from thrifty.errors import SettingError
 from thrifty.prune.coupling import Coupling, Extent, Group
 from thrifty.prune.latency import latency_of, read_latency
@@ -44,25 +48,32 @@ class Polynomial:
         """The value in float64, on the device of `keep`; groups that it does not name are whole."""
         lengths = self.lengths(keep)
         scales, factors = moved((self.scales, self.factors), lengths.device)
-        return (scales * lengths[factors].prod(1)).sum()
+        picked = lengths.index_select(0, factors.flatten()).view(factors.shape)
+        return (
+            scales * functools.reduce(torch.mul, picked.unbind(1))
+        ).sum()  # Tensor.prod's gradient waits for the GPU
 
 
 @dataclass(frozen=True)
 class Cost:
     """The costs of a network as functions of what is kept (name -> (size,) in [0, 1]).
 
-    `flops` are the multiply-accumulates of one example, `parameters` the entries of all parameters (no buffers).
+    `flops` are the multiply-accumulates of one example, `parameters` the entries of all parameters (no buffers),
+    `activations` the elements of all feature maps that one example makes operators write.
     """
 
     flops: Polynomial
     parameters: Polynomial
+    activations: Polynomial
 
     @staticmethod
     def of(coupling: Coupling) -> "Cost":
         """The costs of the network that `coupling` was found in."""
         groups = coupling.prunable(residual=True)
         flops = Polynomial.of(groups, [(work.scale, work.extents) for work in coupling.operations])
-        return Cost(flops, Polynomial.of(groups, [(1.0, lengths) for lengths in coupling.parameters.values()]))
+        parameters = Polynomial.of(groups, [(1.0, lengths) for lengths in coupling.parameters.values()])
+        maps = Polynomial.of(groups, [(one.scale, (one.extent,)) for one in coupling.feature_maps])
+        return Cost(flops, parameters, maps)
 
 
 def least(groups: Sequence[Group], round_to: int = 1, minimum: int = 1) -> dict[str, Tensor]:
@@ -97,40 +108,53 @@ def budget_of(
     model: nn.Module | None = None,
     device: torch.device | None = None,
 ) -> Budget:
-    """Read `flops=45%`, `params=2M`, `latency=5ms@32` (for a batch of 32), or a plain `45%` of the FLOPs.
+    """Read `flops=45%`, `params=2M`, `activations=50%`, `latency=5ms@32` (for a batch of 32), a plain `45%` of the
+    FLOPs, or several of these with commas between them, all of which are to be met.
 
     A budget of latency measures `model` on `device` (its own without one) in float32, which takes seconds to minutes.
-    Raises `SettingError` for other
-    texts and for budgets below the reachable minimum, which it tells.
+    Raises `SettingError` for other texts and for budgets below the reachable minimum, which it tells.
     """
-    kind, _, amount = text.rpartition("=")
-    kind, amount = kind.strip().lower() or "flops", amount.strip()
-    if kind == "latency" and model is not None:
-        limit_at, batch = read_latency(amount)
-        measure, unit = (
-            latency_of(model, coupling, batch, device or next(model.parameters()).device),
-            f"ms at batch {batch}",
-        )
-        limit = limit_at(float(measure({})))
-    elif kind in ("flops", "params"):
-        cost = Cost.of(coupling)
-        measure, unit = (cost.flops, "FLOPs") if kind == "flops" else (cost.parameters, "parameters")
-        limit = read_amount(amount, float(measure({})))
-    else:
-        raise SettingError(f"budget {text}: use flops=45%, params=2M or latency=5ms@32")
-    budget = Budget(measure, limit, unit)
-    refuse_unreachable(budget, least(coupling.prunable(residual), round_to, minimum), text)
-    return budget
+    cost, found = Cost.of(coupling), {}
+    for part in text.split(","):
+        kind, _, amount = part.rpartition("=")
+        kind, amount = kind.strip().lower() or "flops", amount.strip()
+        if kind in found:
+            raise SettingError(f"budget {text}: {kind} has two limits; give one")
+        if kind == "latency" and model is not None:
+            found[kind] = _latency(amount, coupling, model, device or next(model.parameters()).device)
+        elif kind in _COSTS:
+            field, unit = _COSTS[kind]
+            measure = getattr(cost, field)
+            found[kind] = Budget(measure, read_amount(amount, float(measure({}))), unit)
+        else:
+            raise SettingError(f"budget {text}: use flops=45%, params=2M, activations=50% or latency=5ms@32")
+    budgets = list(found.values())
+    refuse_unreachable(budgets, least(coupling.prunable(residual), round_to, minimum), text)
+    return joint(budgets)
 
 
-def refuse_unreachable(budget: Budget, floor: Keep, text: str) -> None:
-    """Raise `SettingError` where even the smallest keep does not fit the budget, and say what would."""
-    if not budget.fits(floor):
-        whole, reachable = budget.spent({}), budget.spent(floor)
-        raise SettingError(
-            f"budget {text}: this model cannot go below {_amount(reachable)} {budget.unit}, {reachable / whole:.1%} of "
-            f"its {_amount(whole)}; ask for at least that"
+_COSTS = {
+    "flops": ("flops", "FLOPs"),
+    "params": ("parameters", "parameters"),
+    "activations": ("activations", "activations"),
+}
+
+
+def _latency(amount: str, coupling: Coupling, model: nn.Module, device: torch.device) -> Budget:
+    limit_at, batch = read_latency(amount)
+    measure = latency_of(model, coupling, batch, device)
+    return Budget(measure, limit_at(float(measure({}))), f"ms at batch {batch}")
+
+
+def refuse_unreachable(budgets: Sequence[Budget], floor: Keep, text: str) -> None:
+    """Raise `SettingError` where the smallest keep does not fit all budgets, and say how little each can be."""
+    if not all(one.fits(floor) for one in budgets):
+        told = " and ".join(
+            f"{_amount(one.spent(floor))} {one.unit}, {one.spent(floor) / one.spent({}):.1%} of its "
+            f"{_amount(one.spent({}))}"
+            for one in budgets
         )
+        raise SettingError(f"budget {text}: this model cannot go below {told}; ask for at least that")
 
 
 def _amount(value: float) -> str:

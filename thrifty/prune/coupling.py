@@ -76,6 +76,14 @@ class Operation:
 
 
 @dataclass(frozen=True)
+class FeatureMaps:
+    """What operators write: `scale` elements of one example for each position of `extent`."""
+
+    scale: float
+    extent: Extent
+
+
+@dataclass(frozen=True)
 class ModuleSize:
     """A module's own code depends on this length: before anything went it was `size`."""
 
@@ -93,6 +101,7 @@ class Coupling:
 
     groups: tuple[Group, ...]
     operations: tuple[Operation, ...]
+    feature_maps: tuple[FeatureMaps, ...]
     parameters: dict[str, tuple[Extent, ...]]
     sizes: tuple[ModuleSize, ...]
     inputs: tuple[Any, ...]

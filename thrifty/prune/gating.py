@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from thrifty.prune.coupling import Group
+from thrifty.prune.layout import Layout
 
 
 def state_of(model: nn.Module) -> dict[str, Tensor]:
@@ -18,32 +19,48 @@ def state_of(model: nn.Module) -> dict[str, Tensor]:
     return dict(parameters) | dict(model.named_buffers(remove_duplicate=False))
 
 
+class Reads:
+    """The weights through which the parts of a network are read, ready to be multiplied by gates. Holds good until a
+    tensor changes its shape."""
+
+    def __init__(self, model: nn.Module, groups: Sequence[Group]) -> None:
+        """Find the weights that read the parts of `groups`."""
+        parameters, num_parts, first = dict(model.named_parameters()), Layout.of(groups).num_parts, 0
+        places: dict[tuple[str, int], Tensor] = {}
+        for group in groups:
+            for one in group.slices:
+                if one.role == "reads":
+                    size = parameters[one.tensor].shape[one.dim]
+                    rows = places.setdefault((one.tensor, one.dim), torch.full((size,), num_parts))
+                    rows[one.index] = torch.arange(first, first + group.size)[:, None]
+            first += group.size
+        self._weights = {key: parameters[key[0]] for key in places}
+        self._sizes = [len(rows) for rows in places.values()]
+        if places:
+            self._part_of_position = torch.cat(list(places.values())).to(next(iter(self._weights.values())).device)
+
+    def gated(self, gates: Float[Tensor, " parts"]) -> dict[str, Tensor]:
+        """These weights by name, multiplied by the gates of the parts that they read; differentiable in the gates."""
+        if not self._weights:
+            return {}
+        whole = torch.cat([gates, gates.new_ones(1)])
+        factors = whole.index_select(0, self._part_of_position).split(self._sizes)
+        result: dict[str, Tensor] = {}
+        for ((name, dim), weight), factor in zip(self._weights.items(), factors, strict=True):
+            weight = result.get(name, weight)
+            form = [-1 if axis == dim else 1 for axis in range(weight.ndim)]
+            result[name] = weight * factor.to(weight.dtype).view(form)
+        return result
+
+
 def gated(model: nn.Module, groups: Sequence[Group], gates: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The weights through which parts are read, multiplied by the gates of the parts.
 
     Give them to `torch.func.functional_call(model, weights, inputs)`: that equals multiplying each part's values by its
     gate wherever a layer reads them, and is differentiable in the gates. Groups without gates are left alone.
     """
-    state = dict(model.named_parameters())
-    factors: dict[tuple[str, int], Tensor] = {}
-    for group in groups:
-        if group.name not in gates:
-            continue
-        for part in group.slices:
-            if part.role != "reads":
-                continue
-            weight = state[part.tensor]
-            index = part.index.to(weight.device)
-            factor = factors.get((part.tensor, part.dim))
-            if factor is None:
-                factor = torch.ones(weight.shape[part.dim], device=weight.device, dtype=weight.dtype)
-            values = gates[group.name].to(weight.dtype)[:, None].expand(index.shape).flatten()
-            factors[part.tensor, part.dim] = factor.index_put((index.flatten(),), values)
-    result: dict[str, Tensor] = {}
-    for (name, dim), factor in factors.items():
-        weight = result.get(name, state[name])
-        result[name] = weight * factor.view([-1 if axis == dim else 1 for axis in range(weight.ndim)])
-    return result
+    groups = [group for group in groups if group.name in gates]
+    return Reads(model, groups).gated(Layout.of(groups).flat(gates)) if groups else {}
 
 
 @contextmanager

@@ -21,6 +21,7 @@ dense phase trains a smaller network. `after_step` is true where that has just h
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal
 
 import torch
@@ -32,8 +33,9 @@ from thrifty.prune import ranks
 from thrifty.prune.apply import shrink
 from thrifty.prune.coupling import Coupling, Group
 from thrifty.prune.evaluate import evaluating
-from thrifty.prune.gating import gated, masked, zero
+from thrifty.prune.gating import Reads, gated, masked, zero
 from thrifty.prune.project import Projection
+from thrifty.prune.replay import Replay, uncached_autocast
 from thrifty.prune.search import Search
 
 Phase = Literal["warm-up", "search", "shrink", "dense"]
@@ -103,6 +105,7 @@ class Loop:
         self.projection = Projection(ranks.inner(model), groups)
         self._group = search.layout.group_of_part(self.projection.device)
         self._kept = torch.ones(search.layout.num_parts, device=self.projection.device)
+        self._controller: Callable[..., Tensor] = self._learn
 
     @property
     def phase(self) -> Phase:
@@ -127,16 +130,39 @@ class Loop:
 
         The network is in eval mode for it. Call it within the autocast of the weights' forward pass.
         """
+        self.search.prepare((self.done - self._step_at(self.phases.warm_up)) / self._search_steps)
+        loss = self._controller(inputs, targets) if criterion is None else self._learn(inputs, targets, criterion)
+        if self.phases.is_removed:
+            self._keep_only(self.search.mask())
+        return loss
+
+    def replay_controller(self) -> None:
+        """On a GPU, replay the controller's steps from a CUDA graph from now on.
+
+        For inputs and targets that are tensors of the same shapes every time, always under the same autocast, and for a
+        criterion that waits for no value. Several ranks go on as before.
+        """
+        if ranks.count() == 1:
+            self._controller = Replay(self._learn, self.projection.device)
+
+    @cached_property
+    def _reads(self) -> Reads:
+        return Reads(ranks.inner(self.model), self.groups)
+
+    def _learn(self, inputs: Any, targets: Any, criterion: Criterion | None = None) -> Tensor:
         network, measure = ranks.inner(self.model), criterion or self.criterion
 
         def task_loss(gates: Mapping[str, Tensor]) -> Tensor:
-            return gated_loss(network, self.groups, gates, inputs, targets, measure)
+            weights = self._reads.gated(self.search.layout.flat(gates))
+            return measure(functional_call(network, weights, (inputs,)), targets)
 
-        with evaluating(network):
-            loss = self.search.step(task_loss, (self.done - self._step_at(self.phases.warm_up)) / self._search_steps)
-        if self.phases.is_removed:
-            self._kept = ranks.of_first(self.search.mask())
-        return loss
+        with evaluating(network), uncached_autocast(self.projection.device):
+            return self.search.learn(task_loss)
+
+    def _keep_only(self, kept: Tensor) -> None:
+        """What is to stay from now on, as the first rank has it."""
+        self._kept = ranks.of_first(kept.to(self._kept))
+        self.projection.drop(self._kept)
 
     def after_step(self) -> bool:
         """Call it after each step of the optimiser. True where the network has just been cut to its final size.
@@ -167,7 +193,7 @@ class Loop:
         """
         network = ranks.inner(self.model)
         if self.phase == "search" and not self.phases.is_removed:
-            self._kept = ranks.of_first(self.search.sample())  # published: one sample an epoch
+            self._keep_only(self.search.sample())  # published: one sample an epoch
         facts: dict[str, Any] = {"phase": self.phase, "kept": self.spent, "target": float(self.search.budget.limit)}
         if self.is_cut:
             return facts
@@ -202,6 +228,8 @@ class Loop:
         """Go on where `state_dict` was taken, with a network and an optimiser that are as they were then."""
         self.done, self.is_cut, self.keep = state["done"], state["is_cut"], state["keep"]
         self._kept = state["kept"].to(self._kept.device)
+        if not self.is_cut:
+            self.projection.drop(self._kept)
         self.search.load_state_dict(state["search"])
 
     @property
@@ -215,7 +243,7 @@ class Loop:
         """One projection step of the parts that the mask drops."""
         if self.phases.is_removed:
             remaining = max(self._step_at(self.phases.shrink) - self.done + 1, 1)
-            self.projection.scale(1 - (1 - self._kept) / remaining)
+            self.projection.shorten(1 / remaining)
             return
         if self.done < self._step_at(self.phases.late):
             return
@@ -233,7 +261,7 @@ class Loop:
                 "the loss is no number any more, nor is what the controller learnt; lower the learning rate"
             )
         keep = self.choose(self.search.scores())
-        self._kept = ranks.of_first(self.search.layout.flat(keep).to(self._kept))
+        self._keep_only(self.search.layout.flat(keep))
         self.keep = {name: kept.cpu() for name, kept in self.search.layout.named(self._kept).items()}
 
     def _cut(self) -> bool:
@@ -243,6 +271,7 @@ class Loop:
         zero(network, self.groups, self.keep, self.optimizer)
         shrink(network, self.coupling, self.keep, self.optimizer)
         self.model, self.is_cut = ranks.rewrapped(self.model), True
+        self._controller = self._learn  # what was captured goes with the whole network
         return True
 
 

@@ -50,11 +50,17 @@ def outcome_of(method: object, plan: Plan, job: PruneJob, seconds: float, batch:
         "budget": float(job.budget.limit),
         "spent": job.budget.spent(plan.keep),
         "unit": job.budget.unit,
+        "limits": [
+            {"unit": one.unit, "limit": float(one.limit), "spent": one.spent(plan.keep), "whole": one.spent({})}
+            for one in job.budget.each
+        ],
         "flops_before": int(before),
         "flops_after": int(after),
         "flops_ratio": after / before,
         "params_before": int(cost.parameters({})),
         "params_after": int(cost.parameters(plan.keep)),
+        "activations_before": round(float(cost.activations({}))),
+        "activations_after": round(float(cost.activations(plan.keep))),
         "accuracy": evaluate.accuracy(device_small, batches.plain(job.images.test)),
         "test_images": len(job.images.test),
         "max_abs_difference": difference,

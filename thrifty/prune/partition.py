@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from thrifty.prune.atoms import NONE, Atoms
-from thrifty.prune.coupling import Coupling, Extent, Group, ModuleSize, Operation, Slice
+from thrifty.prune.coupling import Coupling, Extent, FeatureMaps, Group, ModuleSize, Operation, Slice
 from thrifty.prune.trace import Role, Size, Trace
 
 _ORDER = {"makes": 0, "follows": 1, "reads": 2}
@@ -50,7 +50,20 @@ def partition(trace: Trace, inputs: tuple[Any, ...], model: nn.Module) -> Coupli
     }
     lengths = [(size.module, _line(size, roots)) for size in trace.sizes]
     sizes = [ModuleSize(module, len(atoms), extent(atoms)) for module, atoms in lengths]
-    return Coupling(tuple(groups), tuple(works), parameters, tuple(s for s in sizes if s.extent.repeats), inputs)
+    maps = tuple(FeatureMaps(scale, extent(atoms)) for scale, atoms in _gathered(trace, roots))
+    sizes = tuple(one for one in sizes if one.extent.repeats)
+    return Coupling(tuple(groups), tuple(works), maps, parameters, sizes, inputs)
+
+
+def _gathered(trace: Trace, roots: Atoms) -> list[tuple[float, Atoms]]:
+    """What was written, with the scales of equal atoms added up."""
+    scales: dict[bytes, float] = defaultdict(float)
+    found: dict[bytes, Atoms] = {}
+    for scale, atoms in trace.written:
+        key = np.where(atoms >= 0, roots[atoms], atoms).tobytes()
+        scales[key] += scale
+        found.setdefault(key, atoms)
+    return [(scales[key], atoms) for key, atoms in found.items()]
 
 
 def _line(size: Size, roots: Atoms) -> Atoms:

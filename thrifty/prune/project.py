@@ -2,7 +2,8 @@
 
 A part holds what makes it and what follows it (its filter, its normalisation) as one vector g. Where all of it is 0,
 the part does nothing. Here is the proximal step of ATO (Wu et al., CVPR 2024, section 3.3), g <- g max(0, 1 - amount /
-|g|), as a few operations on flat tensors, however many layers there are.
+|g|), as a few operations on flat tensors, however many layers there are. `drop` and `shorten` are the cheapest: what is
+to go is written out element by element only when it changes, and each step is one pass over the weights.
 """
 
 from collections.abc import Sequence
@@ -43,7 +44,11 @@ class Projection:
                 for rows, one in zip(part_of_row, self.parameters, strict=True)
             ]
         ).to(self.device)
+        rows = torch.tensor([one.numel() // len(own) for one, own in zip(self.parameters, part_of_row, strict=True)])
+        counts = torch.tensor([len(own) for own in part_of_row])
+        self._row_sizes = rows.repeat_interleave(counts).to(self.device)
         self._factors = torch.ones(len(self._part_of_element), device=self.device)
+        self._dropped: Tensor | None = None
         self._find_views()
 
     @torch.no_grad()
@@ -60,37 +65,65 @@ class Projection:
 
     def _inner(self, left: list[Tensor], right: list[Tensor]) -> Float[Tensor, " parts"]:
         products = torch._foreach_mul(left, right)  # pyright: ignore[reportPrivateImportUsage]
-        rows = [
-            product if one.dim() == 1 else product.view(one.shape[dim], -1).sum(1)
-            for product, one, dim in zip(products, self.parameters, self._dims, strict=True)
-        ]
+        flat = torch.cat([one.float() for one in products])
+        rows = torch.segment_reduce(flat, "sum", lengths=self._row_sizes, unsafe=True)
         parts = torch.zeros(self.layout.num_parts + 1, device=self.device)
-        return parts.index_add_(0, self._part_of_row, torch.cat(rows).float())[:-1]
+        return parts.index_add_(0, self._part_of_row, rows)[:-1]
 
     @torch.no_grad()
     def scale(self, factor: Float[Tensor, " parts"]) -> None:
         """Multiply every part in place by its factor."""
-        whole = torch.cat([factor.to(self._factors.dtype), self._factors.new_ones(1)])
-        torch.index_select(whole, 0, self._part_of_element, out=self._factors)
+        self._spread(factor, 1.0, self._factors)
         self._check_views()
-        torch._foreach_mul_(self._views, self._pieces)  # pyright: ignore[reportPrivateImportUsage]
-        for one, dim, piece in self._others:
-            one.mul_(piece.view(one.movedim(dim, 0).shape).movedim(0, dim))
+        torch._foreach_mul_(self._views, self._pieces(self._factors))  # pyright: ignore[reportPrivateImportUsage]
+        for one, dim, place in self._others:
+            one.mul_(_as(self._split(self._factors)[place], one, dim))
+
+    @torch.no_grad()
+    def drop(self, kept: Float[Tensor, " parts"]) -> None:
+        """Say which parts are to go (those with 0) when `shorten` is called."""
+        if self._dropped is None:
+            self._dropped = torch.zeros_like(self._factors)
+        self._spread(1 - kept, 0.0, self._dropped)
+
+    @torch.no_grad()
+    def shorten(self, share: float) -> None:
+        """Every part that is to go loses this share of its length; with 1 it is exactly 0."""
+        if self._dropped is None:
+            return
+        self._check_views()
+        dropped = self._pieces(self._dropped)
+        torch._foreach_addcmul_(self._views, self._views, dropped, -share)  # pyright: ignore[reportPrivateImportUsage]
+        for one, dim, place in self._others:
+            one.addcmul_(one, _as(self._split(self._dropped)[place], one, dim), value=-share)
+
+    def _spread(self, values: Float[Tensor, " parts"], elsewhere: float, out: Tensor) -> None:
+        """Write the value of its part for each element, and another where an element belongs to none."""
+        whole = torch.nn.functional.pad(values.to(out.dtype), (0, 1), value=elsewhere)
+        torch.index_select(whole, 0, self._part_of_element, out=out)
 
     def _check_views(self) -> None:
         if any(one.data_ptr() != place for one, place in zip(self.parameters, self._places, strict=True)):
             self._find_views()
 
     def _find_views(self) -> None:
-        """Pair each parameter with its factors: all flat where memory has their order, the others as they are."""
+        """Where memory has the order of the elements, a parameter is used flat; the others are used as they are."""
         self._places = [one.data_ptr() for one in self.parameters]
         flat = self._flat(self.parameters)
-        pieces = self._factors.split([one.numel() for one in self.parameters])
         is_view = [view.data_ptr() == place for view, place in zip(flat, self._places, strict=True)]
         self._views = [view for view, is_one in zip(flat, is_view, strict=True) if is_one]
-        self._pieces = [piece for piece, is_one in zip(pieces, is_view, strict=True) if is_one]
-        rest = zip(self.parameters, self._dims, pieces, is_view, strict=True)
-        self._others = [(one, dim, piece) for one, dim, piece, is_one in rest if not is_one]
+        self._viewed = [number for number, is_one in enumerate(is_view) if is_one]
+        rest = [number for number, is_one in enumerate(is_view) if not is_one]
+        self._others = [(self.parameters[number], self._dims[number], number) for number in rest]
+
+    def _split(self, elements: Tensor) -> tuple[Tensor, ...]:
+        """A piece for each parameter."""
+        return elements.split([one.numel() for one in self.parameters])
+
+    def _pieces(self, elements: Tensor) -> list[Tensor]:
+        """The pieces that go with `_views`."""
+        pieces = self._split(elements)
+        return [pieces[number] for number in self._viewed]
 
     def shrink(self, amount: Float[Tensor, " parts"], norms: Float[Tensor, " parts"] | None = None) -> None:
         """The proximal step: every part becomes shorter by its amount, and 0 where it is no longer than that."""
@@ -105,6 +138,11 @@ class Projection:
 def _rows(one: Slice, first: int) -> dict[int, int]:
     """The number of the part to which each position of the slice belongs."""
     return {int(row): first + part for part, rows in enumerate(one.index.tolist()) for row in rows}
+
+
+def _as(piece: Tensor, like: Tensor, dim: int) -> Tensor:
+    """A flat piece in the shape of the tensor that it goes with."""
+    return piece.view(like.movedim(dim, 0).shape).movedim(0, dim)
 
 
 def _flat(tensor: Tensor, dim: int) -> Tensor:

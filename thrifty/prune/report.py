@@ -13,6 +13,8 @@ COLUMNS = [
     Column("flops_ratio", "kept", ".1%"),
     Column("params_before", "parameters before", ",d"),
     Column("params_after", "after", ",d"),
+    Column("activations_before", "activations before", ",d"),
+    Column("activations_after", "after", ",d"),
     Column("latency_ms.before", "ms a batch before", ".2f"),
     Column("latency_ms.after", "after", ".2f"),
     Column("seconds", "seconds", ".0f"),
@@ -28,9 +30,9 @@ def report(
 ) -> Report:
     """A report of one or several ways to prune a network; the plots are of the first row."""
     first = rows[0]
-    exact = f"budget: {first['spent']:,.6g} of {first['budget']:,.6g} {first['unit']} are used"
+    exact = [f"budget: {one['spent']:,.6g} of {one['limit']:,.6g} {one['unit']} are used" for one in first["limits"]]
     difference = f"the small network equals the masked one up to {first['max_abs_difference']:.1e}"
-    told = [exact, difference, f"accuracy on all {first['test_images']:,} test images, after the last epoch", *notes]
+    told = [*exact, difference, f"accuracy on all {first['test_images']:,} test images, after the last epoch", *notes]
     plots = [widths(first["widths"]), *curves(history)]
     return Report(title, "prune", rows, COLUMNS, plots=plots, notes=told, provenance=provenance)
 

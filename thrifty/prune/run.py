@@ -38,6 +38,7 @@ from thrifty.prune.restore import whole_state
 from thrifty.prune.training import WeightStep
 
 _CHECK_EVERY = 50
+_HELD_OUT_BATCH = 2500  # few launches
 
 
 @runtime_checkable
@@ -184,12 +185,15 @@ class Run:
         chosen = self.holdout[torch.randperm(len(self.holdout), generator=generator)[:size]]
         moves = torch.randint(0, 2 * self.batches.shift + 1, (size, 2), generator=generator)
         mirror = torch.randint(0, 2 if self.batches.is_mirrored else 1, (size, 1), generator=generator)
-        return self.batches.take(torch.cat([chosen[:, None], moves, mirror], 1).to(self.job.device))
+        draw = torch.cat([chosen[:, None], moves, mirror], 1)
+        if self.job.device.type == "cuda":
+            draw = draw.pin_memory()  # so that the copy waits for nothing
+        return self.batches.take(draw.to(self.job.device, non_blocking=True))
 
     def held_out_accuracy(self, model: nn.Module) -> float:
         """The share of the held-out images that a network tells right."""
         if self._held_out is None:
-            self._held_out = list(self.batches.plain(self.job.images.train.take(self.holdout)))
+            self._held_out = list(self.batches.plain(self.job.images.train.take(self.holdout), _HELD_OUT_BATCH))
         with self.precision:
             return evaluate.accuracy(model, self._held_out)
 

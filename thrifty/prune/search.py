@@ -8,12 +8,15 @@ says.
 
 Here the limit goes from the whole network to the budget, by the same factor in each step, over the first part of the
 search; and the weight of log(cost / limit) is a Lagrange multiplier, the `pressure`. It grows while too much is spent
-and falls while too little is, until what a part costs outweighs what it is worth for as many parts as must go.
+and falls while too little is, until what a part costs outweighs what it is worth for as many parts as must go. Where
+the budget is several limits, each has a pressure of its own.
+
+A step has two halves. `prepare` draws the noise and sets what changes from step to step, all of it in tensors that stay
+where they are; `learn` waits for no value and reads only these, so a CUDA graph can hold it.
 """
 
-import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -21,7 +24,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from thrifty.budget import Budget
-from thrifty.gates import OFFSET, Controller, gumbel_sigmoid, likely_open
+from thrifty.gates import OFFSET, Controller, gumbel, gumbel_sigmoid, likely_open
 from thrifty.prune import ranks
 from thrifty.prune.batches import mixed
 from thrifty.prune.layout import Layout
@@ -65,63 +68,76 @@ class Search:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(mixed(seed, -2))
             self.controller = Controller(layout.sizes, hidden=_HIDDEN).to(device)
-        self.optimizer = torch.optim.AdamW(_decayed(self.controller, settings.weight_decay), settings.learning_rate)
+        weights = _decayed(self.controller, settings.weight_decay)
+        is_cuda = device.type == "cuda"
+        self.optimizer = torch.optim.AdamW(weights, settings.learning_rate, fused=True, capturable=is_cuda)
         self.generator = torch.Generator(device)
         whole = {name: torch.ones(size, device=device) for name, size in layout.sizes.items()}
-        self.whole_cost = budget.spent(whole)
+        self.whole = [one.spent(whole) for one in budget.each]
         self.average = self.logits().detach().clone()
         self.num_steps = 0
-        self._places, self._is_beyond = (one.to(device) for one in _table(layout))
-        self.pressure = torch.zeros((), device=device)
         self.progress = 0.0
+        self.pressure = torch.zeros(len(self.whole), device=device)
+        self._places, self._is_beyond = (one.to(device) for one in _table(layout))
+        self._noise = torch.zeros(2 if settings.is_soft else 1, layout.num_parts, device=device)
+        self._limits = torch.ones(len(self.whole), dtype=torch.float64, device=device)
+        self._gain = torch.zeros((), device=device)
+        self._dead_zone = settings.dead_zone * torch.tensor(self.whole, dtype=torch.float64, device=device)
 
     def logits(self) -> Float[Tensor, " parts"]:
         """What the controller says now, with its gradient."""
         return self.layout.flat({name: rows[0] for name, rows in self.controller().items()})
 
-    def limit_at(self, progress: float) -> float:
-        """What may be spent when this share of the search is over."""
-        if not self.settings.is_annealed:
-            return float(self.budget.limit)
-        done = min(progress / _ANNEALED_SHARE, 1.0)
-        return self.whole_cost * (self.budget.limit / self.whole_cost) ** done
+    def limits_at(self, progress: float) -> list[float]:
+        """What of each limit of the budget may be spent when this share of the search is over."""
+        done = min(progress / _ANNEALED_SHARE, 1.0) if self.settings.is_annealed else 1.0
+        limits = [float(one.limit) for one in self.budget.each]
+        return [whole * (limit / whole) ** done for whole, limit in zip(self.whole, limits, strict=True)]
 
     def step(self, task_loss: TaskLoss, progress: float) -> Tensor:
         """One step of the controller; return the loss of the task. Under DDP all ranks take the same step."""
-        one = self.settings
+        self.prepare(progress)
+        return self.learn(task_loss)
+
+    @torch.no_grad()
+    def prepare(self, progress: float) -> None:
+        """Draw the noise of the next step and set its limits."""
         self.generator.manual_seed(mixed(self.seed, self.num_steps))
+        self._noise.copy_(gumbel(self._noise, self.generator))
+        for number, limit in enumerate(self.limits_at(progress)):
+            self._limits[number].fill_(limit)  # a launch without a wait, which a copy from the CPU is not
+        self._gain.fill_(_GAIN * self.settings.strength * (progress - self.progress))
+        self.progress = progress
+        self.num_steps += 1
+
+    def learn(self, task_loss: TaskLoss) -> Tensor:
+        """The work of a step that was prepared; return the loss of the task."""
+        one = self.settings
         logits = self.logits()
-        gates = self._drawn(logits, hard=not one.is_soft)
+        gates = self._gates(logits, self._noise[0], hard=not one.is_soft)
         loss = task_loss(self.layout.named(gates))
-        sampled = self._drawn(logits) if one.is_soft else gates
-        term = self._budget_term(self.layout.named(sampled), progress)
+        sampled = self._gates(logits, self._noise[1]) if one.is_soft else gates
         weights = list(self.controller.parameters())
-        gradients = torch.autograd.grad(loss + term, weights)
+        gradients = torch.autograd.grad(loss + self._budget_term(self.layout.named(sampled)), weights)
         for weight, gradient in zip(weights, ranks.mean(gradients), strict=True):
             weight.grad = gradient
         self.optimizer.step()
-        self.num_steps += 1
         with torch.no_grad():
             self.average.lerp_(self.logits(), 1 - one.averaging)
         return loss.detach()
 
-    def _budget_term(self, keep: dict[str, Tensor], progress: float) -> Tensor:
-        """What the budget adds to the loss of the task."""
-        one, limit = self.settings, self.limit_at(progress)
+    def _budget_term(self, keep: Mapping[str, Tensor]) -> Tensor:
+        """What the limits add to the loss of the task."""
+        one = self.settings
+        spent = torch.stack([limit.cost(keep) for limit in self.budget.each])
+        excess = torch.log((spent / self._limits).clamp_min(1e-6))  # a draw may close all gates of a small network
         if not one.has_pressure:
-            return one.strength * self._penalty(keep, limit)
-        excess = torch.log(self.budget.cost(keep) / limit).float()
-        gained = _GAIN * one.strength * (progress - self.progress) * excess.detach()
-        self.pressure, self.progress = (self.pressure + gained).clamp_min(0), progress
-        return self.pressure * excess
-
-    def _penalty(self, keep: dict[str, Tensor], limit: float) -> Tensor:
-        budget = replace(self.budget, limit=limit)
-        penalty = budget.penalty(keep)
-        if not self.settings.dead_zone:
-            return penalty
-        zone = self.settings.dead_zone * self.whole_cost
-        return penalty.clamp_min(math.log((limit + zone) / limit))  # the clamp has no gradient within the zone
+            floor = torch.log1p(self._dead_zone / self._limits)  # below it, within the zone, there is no gradient
+            return one.strength * excess.abs().clamp_min(floor).sum().float()
+        excess = excess.float()
+        with torch.no_grad():
+            self.pressure.add_(self._gain * excess).clamp_min_(0)
+        return (self.pressure * excess).sum()
 
     @torch.no_grad()
     def mask(self) -> Float[Tensor, " parts"]:
@@ -132,13 +148,11 @@ class Search:
     def sample(self) -> Float[Tensor, " parts"]:
         """As `mask`, but one draw from what the controller says now, as published."""
         self.generator.manual_seed(mixed(self.seed, -3 - self.num_steps))
-        return self._filled(self._drawn(self.logits()))
+        return self._filled(self._gates(self.logits(), gumbel(self._noise[0], self.generator)))
 
-    def _drawn(self, logits: Tensor, hard: bool = True) -> Tensor:
+    def _gates(self, logits: Tensor, noise: Tensor, hard: bool = True) -> Tensor:
         one = self.settings
-        return gumbel_sigmoid(
-            logits, temperature=one.temperature, offset=one.offset, hard=hard, generator=self.generator
-        )
+        return gumbel_sigmoid(logits, temperature=one.temperature, offset=one.offset, hard=hard, noise=noise)
 
     def _filled(self, mask: Tensor) -> Tensor:
         """The mask with the best part of every group, so that it empties none."""
@@ -165,8 +179,8 @@ class Search:
         """Go on where `state_dict` was taken."""
         self.controller.load_state_dict(state["controller"])
         self.optimizer.load_state_dict(state["optimizer"])
-        self.average = state["average"].to(self.average.device)
-        self.pressure = state["pressure"].to(self.pressure.device)
+        self.average.copy_(state["average"])
+        self.pressure.copy_(state["pressure"])
         self.progress, self.num_steps = state["progress"], state["num_steps"]
 
 

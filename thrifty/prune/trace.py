@@ -5,6 +5,7 @@ atoms of shape (1, 64, 1, 1). Views act on the atoms as they act on the value; t
 heads and flattened maps come out right without rules of their own.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
@@ -98,13 +99,15 @@ class Call:
 
 @dataclass
 class Trace:
-    """What the walk has found so far."""
+    """What the walk has found so far. `written` holds the feature maps that operators write: how many elements of one
+    example there are for each of the atoms, and the atoms."""
 
     batch: int
     union: Union = field(default_factory=Union)
     parameters: dict[tuple[str, int], tuple[Atoms, Role]] = field(default_factory=dict)
     refused: dict[str, str] = field(default_factory=dict)
     works: list[Work] = field(default_factory=list)
+    written: list[tuple[float, Atoms]] = field(default_factory=list)
     sizes: list[Size] = field(default_factory=list)
     wide: list[tuple[Value, str]] = field(default_factory=list)
     residual: list[Atoms] = field(default_factory=list)
@@ -120,6 +123,11 @@ class Trace:
             atoms = self.union.new(value.shape[axis]) if atoms is None else atoms
             self.parameters[key] = (atoms, role)
         return atoms
+
+    def write(self, value: Value) -> None:
+        """An operator writes this feature map."""
+        each = math.prod(value.shape) / (value.atoms.size * self.batch)
+        self.written.append((each, value.atoms.reshape(-1)))
 
     def freeze(self, value: Value, reason: str) -> Value:
         """None of the positions of `value` may go."""

@@ -10,8 +10,7 @@ from torch import Tensor, nn
 from thrifty import settings
 from thrifty.errors import SettingError
 from thrifty.prune.batches import Batches, Draw
-
-_EAGER_STEPS = 4  # before a capture, so that all libraries and the optimiser have made their buffers
+from thrifty.prune.replay import Replay
 
 
 @dataclass(frozen=True)
@@ -44,6 +43,11 @@ class Training:
             raise SettingError(f"{self.epochs} epochs of batches of {self.batch_size}: both must be at least 1")
         if not 0 < self.holdout < 1:
             raise SettingError(f"holdout={self.holdout:g}: use a share above 0 and below 1, such as 0.05")
+
+    @property
+    def is_replayed(self) -> bool:
+        """Whether steps are replayed from a CUDA graph where there is a GPU."""
+        return self.form.endswith("graph")
 
     def rate_at(self, step: int, num_steps: int, batch_size: int) -> float:
         """The learning rate of this step of so many: linear up, then a cosine down to 0 after the last."""
@@ -85,9 +89,7 @@ class WeightStep:
 
     def reset(self) -> None:
         """Forget all that depends on the shapes of the network, which have changed."""
-        self._graph: torch.cuda.CUDAGraph | None = None
-        self._draw: Tensor | None = None
-        self._eager_steps = 0
+        self._replay = Replay(self._step, self.device)
         self._forward = self.model
         if self.training.form.startswith("compiled"):
             torch._dynamo.reset()
@@ -101,25 +103,7 @@ class WeightStep:
 
     def __call__(self, draw: Draw) -> None:
         """Train on one batch."""
-        if not self.training.form.endswith("graph") or self.device.type != "cuda":
-            self._step(draw)
-        elif self._graph is not None and self._draw is not None:
-            self._draw.copy_(draw)
-            self._graph.replay()
-        elif self._eager_steps < _EAGER_STEPS:
-            self._eager_steps += 1
-            side = torch.cuda.Stream()  # what is captured must have run on a stream of its own before
-            side.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(side):
-                self._step(draw)
-            torch.cuda.current_stream().wait_stream(side)
-        else:
-            self._draw = draw.clone()
-            self._graph = torch.cuda.CUDAGraph()
-            self.optimizer.zero_grad(set_to_none=True)
-            with torch.cuda.graph(self._graph):
-                self._step(self._draw)
-            self._graph.replay()
+        (self._replay if self.training.is_replayed else self._step)(draw)
 
     def _step(self, draw: Draw) -> None:
         self.optimizer.zero_grad(set_to_none=True)

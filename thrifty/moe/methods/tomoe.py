@@ -25,6 +25,9 @@ class Tomoe:
     - in the last `settle` of the steps the masks are those of the export, without noise, and only the routers learn.
       (Masks that learn without noise get worse: straight-through gradients need gates that open and close.)
     - `logits="free"` learns a number for every expert and channel in place of the controller.
+
+    `attention` also masks rotary pairs of queries and keys (`qk`), channels of each token's values and outputs (`vo`),
+    or both, within the one budget: it needs a budget that counts attention (`--of blocks`) and `--layout tomoe`.
     """
 
     num_experts: int = 8
@@ -40,6 +43,7 @@ class Tomoe:
     first: float = 0.75
     anneal: float = 0.3
     settle: float = 0.1
+    attention: Literal["none", "qk", "vo", "both"] = "none"
 
     def __post_init__(self) -> None:
         """Refuse what cannot be trained."""
@@ -47,6 +51,6 @@ class Tomoe:
         Learning(**asdict(self)).check("Tomoe")
 
     def plan(self, job: MoeJob) -> Plan:
-        """Experts and routers of every MLP."""
+        """Experts and routers of every MLP, and what attention keeps."""
         keep, evidence = learn(job, Learning(**asdict(self)))
         return Plan(repr(self), keep, evidence)

@@ -60,6 +60,8 @@ class Ato:
             how = {"seed": job.seed, "round_to": job.round_to, "residual": job.residual}
             loop = self.loop_of(run.model, run.optimizer, job.coupling, job.budget, run.num_steps, **how)
             run.register("ato", loop)
+            if job.training.is_replayed:
+                loop.replay_controller()
             if loop.keep is None:
                 run.hold_out()
             for step in run.steps():
@@ -71,7 +73,7 @@ class Ato:
                 if loop.phase == "dense":
                     run.give_back()
                 if step.ends_epoch:
-                    _note(run, loop, step)
+                    _note(job, run, loop, step)
             return run.plan()
 
     def loop(
@@ -148,11 +150,15 @@ class Ato:
         return Phases(self.warm_up, self.search, self.shrink, self.controller_steps)
 
 
-def _note(run: Run, loop: Loop, step: Step) -> None:
+def _note(job: PruneJob, run: Run, loop: Loop, step: Step) -> None:
     """The facts of an epoch, for the log and the progress line."""
     step.facts |= loop.epoch_end(run.held_out_accuracy if run.is_held_out else None)
-    one = step.facts
-    told = f"{one['phase']} {one['kept'] / loop.search.whole_cost:.1%} -> {one['target'] / loop.search.whole_cost:.1%}"
+    one, mask = step.facts, loop.mask
+    shares = [
+        f"{limit.spent(mask) / whole:.1%} -> {limit.limit / whole:.1%}"
+        for limit, whole in zip(job.budget.each, loop.search.whole, strict=True)
+    ]
+    told = f"{one['phase']} {', '.join(shares)}"
     if "accuracy_masked" in one:
         told += f", masked {one['accuracy_masked']:.1%} of {one['accuracy_whole']:.1%}"
     run.say(told)
