@@ -6,10 +6,13 @@
 GPU: blocks (attention and MLP) of the shape of Llama-3-8B with random weights in bfloat16, four of them one after the
 other so that no cache holds a layer's weights, everything as CUDA graphs. Contenders: `dense` as transformers runs it
 (gate, up, silu, product, down), `dense fused` (gate and up as one product, silu and product as one kernel), `packed`
-(the tomoe layout: kernels in Triton on weights that are stored once), `copies` (the standard layout: every expert its
-own matrices, grouped products). Each expert has its share of channels by chance, independent of the others: the least
-that experts can have in common. `blocks` are whole blocks, `mlp` the MLPs alone with their routers. Ratios are to the
-faster dense one. `error` is that of the MLP's output in bfloat16 against the masked dense MLP in float32.
+(the tomoe layout: kernels in Triton on weights that are stored once), and on matrices of each expert (the standard
+layout) `copies` (grouped products), `vectors` (a few tokens one by one) and `streams` (products through cuBLAS on
+streams; it reads lengths on the CPU, so that it runs without a graph). `attention` is what is left of a block without
+its MLP: no MLP can make a block faster than that. Each expert has its share of channels by chance, independent of the
+others: the least that experts can have in common. `blocks` are whole blocks, `mlp` the MLPs alone with their routers.
+Ratios are to the faster dense one. `error` is that of the MLP's output in bfloat16 against the masked dense MLP in
+float32.
 
 CPU: SmolLM2-135M whole, float32: decode of one token at batch 1 after 64 tokens, prefill of 512 tokens (logits of the
 last one).
@@ -96,18 +99,22 @@ class Layer:
         return (hidden * self.packed.members[choice]) @ self.packed.down.float()
 
 
-def forms(tunings: dict, has_copies: bool = False) -> dict:
+def forms(tunings: dict, tokens: int, has_copies: bool = False) -> dict:
     """The MLP as a function of a layer and tokens, by the name of the contender."""
     from thrifty.moe.experts import masked_in_kernels, suits_masks
-    from thrifty.moe.grouped import run_grouped
+    from thrifty.moe.kernels import decode, few
     from thrifty.moe.kernels.act import gated
-    from thrifty.moe.kernels.few import MOST_TOKENS, route, run_few
     from thrifty.moe.kernels.many import run_many
+    from thrifty.moe.kernels.whole import run_vectors
+    from thrifty.moe.streams import STREAMS, run_offsets, run_streams
 
     def packed(layer: Layer, x: torch.Tensor) -> torch.Tensor:
-        mlp, choice = layer.packed, route(x, layer.packed.router)
-        if len(x) <= MOST_TOKENS:
-            return run_few(mlp, x, choice, "silu", tunings["few"])
+        mlp = layer.packed
+        if len(x) <= decode.MOST_TOKENS and "few" not in tunings:
+            return decode.run_decode(mlp, x, None, "silu", tunings.get(f"decode {len(x)}"))[0]
+        choice = few.route(x, mlp.router)
+        if len(x) <= few.MOST_TOKENS:
+            return few.run_few(mlp, x, choice, "silu", tunings.get("few", few.Tuning()))
         if suits_masks(mlp, x):
             return masked_in_kernels(mlp, x, choice, "silu")
         return run_many(mlp, x, choice, mlp.table, "silu", tunings["many"])
@@ -116,17 +123,26 @@ def forms(tunings: dict, has_copies: bool = False) -> dict:
         return gated(*pair.chunk(2, -1), "silu")
 
     def copies(layer: Layer, x: torch.Tensor) -> torch.Tensor:
-        both = layer.copies
-        choice = route(x, layer.packed.router)
-        return run_grouped(x, choice, both.gate_up, both.down, fused)
+        both, choice = layer.copies, few.route(x, layer.packed.router)
+        return run_offsets(x, choice, both.gate_up, both.down, "silu")
+
+    def streams(layer: Layer, x: torch.Tensor) -> torch.Tensor:
+        both, choice = layer.copies, few.route(x, layer.packed.router)
+        return run_streams(x, choice, both.gate_up, both.down, "silu", tunings.get("streams", STREAMS))
+
+    def vectors(layer: Layer, x: torch.Tensor) -> torch.Tensor:
+        both, choice = layer.copies, few.route(x, layer.packed.router)
+        return run_vectors(x, choice, both.gate_up, both.down, "silu")
 
     found = {
         "dense": lambda layer, x: linear(silu(linear(x, layer.gate)) * linear(x, layer.up), layer.down),
         "dense fused": lambda layer, x: linear(fused(linear(x, layer.gate_up)), layer.down),
         "packed": packed,
-        "copies": copies,
     }
-    return {name: run for name, run in found.items() if has_copies or name != "copies"}
+    if has_copies:
+        found |= {"copies": copies} | ({"streams": streams} if tokens >= 512 else {})
+        found |= {"vectors": vectors} if tokens <= 8 else {}
+    return found
 
 
 def captured(call: object, *inputs: torch.Tensor) -> object:
@@ -159,44 +175,95 @@ def milliseconds(calls: dict, rounds: int, repeats: int) -> dict:
     return {name: statistics.median(found) for name, found in times.items()}
 
 
-def candidates() -> dict:
-    """What is tried for the kernels, the usual tuning first."""
-    from thrifty.moe.kernels import few, many
+def candidates(prefill: int) -> dict:
+    """What is tried, by kind and number of tokens, the usual tuning first."""
+    from thrifty.moe.kernels import decode, many
 
-    usual_few, usual_many = few.Tuning(), many.Tuning()
-    first = [
-        usual_few,
-        replace(usual_few, columns=256, stages=3),
-        replace(usual_few, channels=32, out_columns=64, out_channels=128),
-        replace(usual_few, channels=64, stages=3, out_columns=64, splits=32),
-        replace(usual_few, channels=16, columns=256, stages=4, out_channels=32, out_columns=256, splits=32),
-        replace(usual_few, channels=32, columns=64, stages=5, out_warps=8, out_channels=128, splits=8),
-    ]
-    second = [
-        usual_many,
-        replace(usual_many, channels=64, stages=4, out_columns=128, out_stages=4),
-        replace(usual_many, channels=128, columns=32, stages=4, out_channels=32, out_stages=4),
-        replace(usual_many, rows=64, channels=128, warps=4, stages=3, out_columns=128, out_warps=4, out_stages=4),
-    ]
-    return {"few": first, "many": second}
+    found = {}
+    for tokens in (1, 2, 4, 8):
+        usual = decode.usual(tokens)
+        found[f"decode {tokens}", tokens] = [usual, *(replace(usual, **changes) for changes in CHANGES[tokens])]
+    usual = many.Tuning()
+    found["many", prefill] = [usual, replace(usual, rows=64, warps=4, out_columns=128, out_warps=4, out_stages=4)]
+    found["streams", prefill] = [3, 1, 2, 4, 8]
+    return found
+
+
+CHANGES = {
+    1: [
+        {"overlap": False},
+        {"rows": 2, "steps": 4, "warps": 8},
+        {"steps": 4, "out_rows": 32, "out_warps": 8},
+        {"steps": 16, "splits": 49},
+        {"warps": 8, "out_rows": 32, "out_columns": 128, "splits": 17},
+        {"steps": 2, "out_rows": 16, "out_columns": 512, "out_warps": 8, "splits": 49},
+    ],
+    2: [{"warps": 4, "out_rows": 16}, {"steps": 4, "splits": 49}],
+    4: [{"steps": 4, "splits": 49}, {"steps": 16, "out_columns": 128, "out_rows": 16}],
+    8: [{"warps": 16, "out_rows": 4, "out_warps": 4, "splits": 49}, {"warps": 16, "steps": 16, "splits": 17}],
+}
+"""What is tried beside the usual tuning of so many tokens."""
 
 
 def tuned(layers: list[Layer], prefill: int, rounds: int) -> dict:
     """The fastest of the candidates, each measured on the MLPs alone; those that do not run are told and left out."""
     best = {}
-    for kind, tokens in (("few", 1), ("many", prefill)):
+    for (kind, tokens), tried in candidates(prefill).items():
         x, calls = torch.randn(tokens, WIDTH, device=DEVICE, dtype=torch.bfloat16), {}
-        for number, candidate in enumerate(candidates()[kind]):
-            run = forms({kind: candidate})["packed"]
+        if kind == "streams" and layers[0].copies is None:
+            continue
+        for number, candidate in enumerate(tried):
+            run = forms({kind: candidate}, tokens, True)["streams" if kind == "streams" else "packed"]
             try:
-                calls[number] = captured(lambda x, run=run: [run(layer, x) for layer in layers], x)
+                calls[number] = runnable(kind, lambda x, run=run: [run(layer, x) for layer in layers], x)
             except Exception as error:  # a tile that does not fit this GPU
                 print(f"  {kind} {candidate}: left out, {type(error).__name__}: {str(error)[:100]}", flush=True)
-        times = milliseconds(calls, max(3, rounds // 3), 5 if kind == "few" else 1)
+        times = milliseconds(calls, max(3, rounds // 3), 5 if tokens <= 64 else 1)
         for number, time_ in times.items():
-            print(f"  {kind} {candidates()[kind][number]}: {time_ * 1e3 / LAYERS:.1f} us a layer", flush=True)
-        best[kind] = candidates()[kind][min(times, key=times.get)]
+            print(f"  {kind} {tried[number]}: {time_ * 1e3 / LAYERS:.1f} us a layer", flush=True)
+        best[kind] = tried[min(times, key=times.get)]
     return best
+
+
+def runnable(kind: str, call: object, x: torch.Tensor) -> object:
+    """`call(x)` without arguments: as a CUDA graph, but for `streams`, which reads lengths."""
+    if kind != "streams":
+        return captured(call, x)
+    call(x)
+    return lambda: call(x)
+
+
+def parts(layers: list[Layer], tokens: int, few_tokens: int = 128) -> None:
+    """Print what the steps of long prompts take, each alone, and the products of masked experts."""
+    from thrifty.moe.grouped import sorted_by_expert
+    from thrifty.moe.kernels import act, few, order
+
+    x = torch.randn(tokens, WIDTH, device=DEVICE, dtype=torch.bfloat16)
+    some, layer = x[:few_tokens].contiguous(), layers[0]
+    choice = few.route(x, layer.packed.router)
+    places, ends = order.order_of(choice, len(layer.packed.router))
+    pair = torch.randn(tokens, 2 * layer.width, device=DEVICE, dtype=torch.bfloat16)
+    both = torch.randn(few_tokens, CHANNELS, device=DEVICE, dtype=torch.bfloat16)
+    own, out = both[:, : layer.stored].contiguous(), torch.empty_like(x)
+    right = layer.down.T.contiguous()
+    counts = ends.diff(prepend=ends.new_zeros(1)).tolist()
+    print(f"\ntokens of each expert {counts}; steps of {tokens} tokens, each alone:")
+    calls = {
+        "route": lambda x: [few.route(x, one.packed.router) for one in layers],
+        "order": lambda x: [order.order_of(choice, len(one.packed.router)) for one in layers],
+        "order, by torch": lambda x: [sorted_by_expert(choice, len(one.packed.router)) for one in layers],
+        "gather": lambda x: [order.gathered(x, places) for _ in layers],
+        "gather, by torch": lambda x: [x[places] for _ in layers],
+        "scatter": lambda x: [order.scatter(x, places, out) for _ in layers],
+        "activation": lambda x: [act.gated(*pair.chunk(2, -1), "silu") for _ in layers],
+        f"{few_tokens} tokens, up, stored rows": lambda x: [linear(some, one.packed.up) for one in layers],
+        f"{few_tokens} tokens, up, all rows": lambda x: [linear(some, one.up) for one in layers],
+        f"{few_tokens} tokens, down as stored": lambda x: [own @ one.packed.down for one in layers],
+        f"{few_tokens} tokens, down, all rows": lambda x: [both @ right for _ in layers],
+        f"{few_tokens} tokens, down, transposed": lambda x: [linear(both, one.down) for one in layers],
+    }
+    for name, time_ in milliseconds({name: captured(call, x) for name, call in calls.items()}, 5, 2).items():
+        print(f"  {name:32} {time_ * 1e3 / LAYERS:8.1f} us", flush=True)
 
 
 def error_of(found: torch.Tensor, wanted: torch.Tensor) -> float:
@@ -204,10 +271,17 @@ def error_of(found: torch.Tensor, wanted: torch.Tensor) -> float:
 
 
 def measure(layers: list[Layer], tunings: dict, rows: int, new: int, rounds: int) -> list[dict]:
-    """Blocks and MLPs alone of `rows` sequences with `new` tokens each, every contender."""
+    """Blocks and MLPs alone of `rows` sequences with `new` tokens each, every contender, and attention alone."""
     x = torch.randn(rows, new, WIDTH, device=DEVICE, dtype=torch.bfloat16)
     attention = [Attention(rows, new) for _ in layers]
-    calls, contenders = {}, forms(tunings, layers[0].copies is not None)
+    calls, contenders = {}, forms(tunings, rows * new, layers[0].copies is not None)
+
+    def without(x: torch.Tensor) -> None:
+        for attend in attention:
+            x = x + attend(x)
+            x = x + rms_norm(x, (WIDTH,), attend.norms[1])
+
+    calls["attention", "blocks"] = captured(without, x)
     for name, run in contenders.items():
 
         def mlps(x: torch.Tensor, run=run) -> None:
@@ -220,23 +294,24 @@ def measure(layers: list[Layer], tunings: dict, rows: int, new: int, rounds: int
                 x = x + run(layer, rms_norm(x, (WIDTH,), attend.norms[1]).view(-1, WIDTH)).view(x.shape)
 
         try:
-            calls[name, "mlp"], calls[name, "blocks"] = captured(mlps, x), captured(blocks, x)
+            calls[name, "mlp"], calls[name, "blocks"] = runnable(name, mlps, x), runnable(name, blocks, x)
         except Exception as error:  # tiles that do not fit this GPU with so many tokens
             print(f"  {name}: left out, {type(error).__name__}: {str(error)[:100]}", flush=True)
     times = milliseconds(calls, rounds, 5 if rows * new <= 64 else 1)
-    few_rows = x.view(-1, WIDTH)[:256]
+    us = {key: time_ * 1e3 / LAYERS for key, time_ in times.items()}
+    few_rows = x.view(-1, WIDTH)[:256].contiguous()
     wanted = layers[0].masked(few_rows)
     lines = []
     for name, run in contenders.items():
-        if (name, "blocks") not in times:
+        if (name, "blocks") not in us:
             continue
-        line = {"contender": name, "rows": rows, "new_tokens": new}
+        line = {"contender": name, "rows": rows, "new_tokens": new, "attention_us": us["attention", "blocks"]}
         for part in ("mlp", "blocks"):
-            dense = min(times["dense", part], times["dense fused", part])
-            line |= {f"{part}_us": times[name, part] * 1e3 / LAYERS, f"{part}_times_dense": dense / times[name, part]}
-            line[f"{part}_times_dense_as_transformers"] = times["dense", part] / times[name, part]
+            dense = min(us["dense", part], us["dense fused", part])
+            line |= {f"{part}_us": us[name, part], f"{part}_times_dense": dense / us[name, part]}
+            line[f"{part}_times_dense_as_transformers"] = us["dense", part] / us[name, part]
         if not name.startswith("dense"):
-            line["error"] = error_of(run(layers[0], few_rows.contiguous()), wanted)
+            line["error"] = error_of(run(layers[0], few_rows), wanted)
         lines.append(line)
     return lines
 
@@ -252,11 +327,14 @@ def on_gpu(asked: argparse.Namespace) -> Iterator[dict]:
         "stored": layers[0].stored,
         "expert_width": layers[0].width,
     }
-    tunings = tuned(layers, asked.prefill[0], asked.rounds)
-    about["tuning"] = {kind: asdict(tuning) for kind, tuning in tunings.items()}
+    tunings = tuned(layers, next(iter(asked.prefill), 4096), asked.rounds)
+    about["tuning"] = {kind: tuning if isinstance(tuning, int) else asdict(tuning) for kind, tuning in tunings.items()}
+    parts(layers, next(iter(asked.prefill), 4096))
     for rows, new in [*((1, new) for new in asked.prefill), *((rows, 1) for rows in asked.batches)]:
         print(f"\n{rows} rows of {new} new tokens, {about['machine']}, {LAYERS} layers; a layer:")
-        for line in measure(layers, tunings, rows, new, asked.rounds):
+        lines = measure(layers, tunings, rows, new, asked.rounds)
+        print(f"  attention    {lines[0]['attention_us']:27.1f} us of each block, whatever its MLP")
+        for line in lines:
             yield about | line
             error = f"  error {line['error']:.1e}" if "error" in line else ""
             print(

@@ -85,3 +85,32 @@ def cpu_speed(rows: Rows) -> str:
         ]
         lines.append(f"| {what} | {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def gpu_speed(rows: Rows) -> str:
+    """A layer of the shape of Llama-3-8B on a GPU: MLP alone and whole block, dense against every form."""
+    first = rows[0]
+    names = {"packed": "`tomoe`", "copies": "grouped", "vectors": "one by one", "streams": "streams"}
+    lines = [
+        f"`{first['command'].partition(' --out')[0]}`, {first['machine']}, torch {first['torch']}, bfloat16, "
+        f"{first['experts']} experts of {first['active']:.0%} of the channels: microseconds of a layer's MLP / of its "
+        "whole block (times as fast as the faster dense one). Attention and norms are in every block all the same.",
+        "",
+        f"| tokens | attention, norms | dense | {' | '.join(names.values())} |",
+        f"| --- | ---: | ---: |{' ---: |' * len(names)}",
+    ]
+    for place in dict.fromkeys((row["rows"], row["new_tokens"]) for row in rows):
+        here = {row["contender"]: row for row in rows if (row["rows"], row["new_tokens"]) == place}
+        dense = [min(here[name][f"{part}_us"] for name in here if "dense" in name) for part in ("mlp", "blocks")]
+        cells = [f"{here['dense']['attention_us']:.0f}", f"{dense[0]:.0f} / {dense[1]:.0f}"]
+        for name in names:
+            row = here.get(name)
+            cells.append(
+                f"{row['mlp_us']:.0f} ({row['mlp_times_dense']:.2f}) / {row['blocks_us']:.0f} "
+                f"({row['blocks_times_dense']:.2f})"
+                if row
+                else "–"
+            )
+        what = f"prefill {place[1]:,}" if place[1] > 1 else f"decode, batch {place[0]}"
+        lines.append(f"| {what} | {' | '.join(cells)} |")
+    return "\n".join(lines)

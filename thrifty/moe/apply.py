@@ -14,6 +14,7 @@ from thrifty.errors import ModelError, SettingError
 from thrifty.files import new_folder
 from thrifty.moe import model_type as tomoe
 from thrifty.moe import standard
+from thrifty.moe.experts import PackedMlp
 from thrifty.moe.masking import check, masked, router_of, to_device, token_mask_of
 from thrifty.moe.sites import found
 from thrifty.plan import Plan
@@ -113,10 +114,12 @@ def save(model: Any, folder: Path, tokenizer: Any = None) -> None:
             tokenizer.save_pretrained(temporary)
 
 
-def load(folder: Path, dtype: torch.dtype | None = None, device: str = "cpu") -> Any:
+def load(folder: Path, dtype: torch.dtype | None = None, device: str = "cpu", has_copies: bool = False) -> Any:
     """Load a folder of either layout, with experts that run as `thrifty.moe.experts` runs them.
 
-    Raises `ModelError` where it cannot be loaded.
+    `has_copies`: hold each expert of the tomoe layout as matrices of its own as well, so that long prompts run faster
+    on a GPU; `bytes_of_copies` says how much memory that takes. The standard layout has such matrices already.
+    Raises `ModelError` where it cannot be loaded, and `SettingError` where its experts cannot be copied.
     """
     import transformers
 
@@ -133,7 +136,18 @@ def load(folder: Path, dtype: torch.dtype | None = None, device: str = "cpu") ->
         raise ModelError(f"cannot load {folder}: {str(error).splitlines()[0]}") from error
     if hasattr(model.config, "num_local_experts") or hasattr(model.config, "num_experts"):
         model.set_experts_implementation(IMPLEMENTATION)
-    return nn.Module.to(model, torch.device(device)).eval()
+    nn.Module.to(model, torch.device(device)).eval()
+    for module in model.modules() if has_copies else ():
+        if isinstance(module, PackedMlp) and module.shape.num_experts > 1:
+            module.copy_experts()
+    return model
+
+
+def bytes_of_copies(model: Any) -> int:
+    """How much memory the copies of experts take that `load(..., has_copies=True)` made."""
+    mlps = [module for module in model.modules() if isinstance(module, PackedMlp)]
+    copies = [copy for mlp in mlps for copy in (mlp.copied_gate_up, mlp.copied_down) if copy is not None]
+    return sum(copy.numel() * copy.element_size() for copy in copies)
 
 
 def _in_float32(model: Any) -> Any:

@@ -10,8 +10,6 @@ In between, where experts would get a handful of tokens each, all tokens run thr
 the rest: that costs what the dense MLP costs.
 """
 
-import functools
-import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -21,13 +19,14 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
+from thrifty.errors import SettingError
 from thrifty.moe import native_kernel
+from thrifty.moe.grouped import Copies
 from thrifty.moe.packing import Run, common_of, runs_of
+from thrifty.moe.streams import has_triton, run_whole
 
 MASKED_BELOW = {"cpu": 6, "cuda": 128}
 """Tokens for each expert below which masks are faster than sorted tokens, as measured by benchmarks/moe_speed.py."""
-DECODED = 8
-"""So many tokens, at most, a GPU takes as products of matrix and vector (`thrifty.moe.kernels.decode`)."""
 KERNEL_NAMES = {"SiLU": "silu", "SiLUActivation": "silu", "NewGELUActivation": "gelu", "GELUTanh": "gelu"}
 """The activations that kernels know, by the class of the module."""
 
@@ -52,6 +51,8 @@ class PackedMlp(nn.Module):
     """
 
     members: Tensor
+    copied_gate_up: Tensor | None
+    copied_down: Tensor | None
 
     def __init__(self, shape: Shape, width: int, activation: Callable[[Tensor], Tensor]) -> None:
         """Make room for the weights; `width` is d."""
@@ -67,6 +68,8 @@ class PackedMlp(nn.Module):
         self.out_bias = nn.Parameter(torch.empty(width)) if shape.has_out_bias else None
         self.router = nn.Parameter(torch.empty(shape.num_experts, width)) if shape.is_routed else None
         self.register_buffer("members", torch.ones(shape.num_experts, shape.stored, dtype=torch.uint8))
+        self.register_buffer("copied_gate_up", None, persistent=False)
+        self.register_buffer("copied_down", None, persistent=False)
         self.choice: Tensor | None = None
         self._source: tuple[PackedMlp, ...] = ()
         self._runs: Runs | None = None
@@ -75,6 +78,14 @@ class PackedMlp(nn.Module):
     def follow(self, source: "PackedMlp") -> None:
         """Use the expert that `source`, an earlier layer, chose for each token."""
         self._source = (source,)  # in a tuple, so that it does not become a submodule
+
+    def copy_experts(self) -> None:
+        """From now on hold each expert as matrices of its own as well: long prompts on a GPU run faster, for as much
+        memory again as all experts have channels. Raises `SettingError` where experts have biases or no gate."""
+        if self.gate is None or self.up_bias is not None:
+            raise SettingError("experts without a gate, or with biases, cannot be copied; load them without copies")
+        copies = Copies.of(self)
+        self.copied_gate_up, self.copied_down = copies.gate_up, copies.down
 
     @property
     def runs(self) -> "Runs":
@@ -129,7 +140,7 @@ class Runs:
 
 def choose(router: Float[Tensor, "experts d"], x: Float[Tensor, "tokens d"]) -> Int[Tensor, " tokens"]:
     """The expert of each token, computed in float32 also under autocast."""
-    if x.is_cuda and _has_triton() and not torch.is_grad_enabled():
+    if x.is_cuda and has_triton() and not torch.is_grad_enabled():
         from thrifty.moe.kernels.few import route
 
         return route(x.contiguous(), router)
@@ -143,7 +154,7 @@ def run(
     """Each token through the expert `choice` names; None: all through the only expert."""
     name = KERNEL_NAMES.get(type(mlp.activation).__name__)
     is_plain = x.dtype == mlp.up.dtype and not torch.is_grad_enabled()
-    if choice is not None and name and x.is_cuda and is_plain and _has_triton():
+    if choice is not None and name and x.is_cuda and is_plain and has_triton():
         return _run_kernels(mlp, x.contiguous(), choice, name)
     if choice is None:
         out = _part(mlp, x, [(0, mlp.shape.stored)])
@@ -156,8 +167,11 @@ def run(
 
 def suits_decoding(mlp: PackedMlp, x: Float[Tensor, "tokens d"]) -> bool:
     """Whether the kernels for one token or a handful can run."""
-    is_plain = x.is_cuda and x.dtype == mlp.up.dtype and not torch.is_grad_enabled() and _has_triton()
-    return is_plain and 0 < len(x) <= DECODED
+    if not (x.is_cuda and x.dtype == mlp.up.dtype and has_triton()) or torch.is_grad_enabled():
+        return False
+    from thrifty.moe.kernels.decode import MOST_TOKENS
+
+    return 0 < len(x) <= MOST_TOKENS
 
 
 def suits_masks(mlp: PackedMlp, x: Float[Tensor, "tokens d"]) -> bool:
@@ -181,6 +195,9 @@ def _run_kernels(mlp: PackedMlp, x: Tensor, choice: Tensor, activation: str) -> 
         return run_few(mlp, x, choice, activation)
     if suits_masks(mlp, x):
         return masked_in_kernels(mlp, x, choice, activation)
+    if mlp.copied_gate_up is not None and mlp.copied_down is not None:
+        out = run_whole(x, choice, mlp.copied_gate_up, mlp.copied_down, activation)
+        return out if mlp.out_bias is None else out + mlp.out_bias
     return run_many(mlp, x, choice, mlp.table, activation)
 
 
@@ -192,11 +209,6 @@ def masked_in_kernels(mlp: PackedMlp, x: Tensor, choice: Tensor, activation: str
     hidden = gated(gate, linear(x, mlp.up, mlp.up_bias), activation, choice, mlp.members)
     out = hidden @ mlp.down
     return out if mlp.out_bias is None else out + mlp.out_bias
-
-
-@functools.cache
-def _has_triton() -> bool:
-    return importlib.util.find_spec("triton") is not None
 
 
 def run_sorted(

@@ -2,8 +2,8 @@
 
 Registered under the name `thrifty` with transformers' experts interface; `thrifty.moe.apply.load` chooses it. One
 token on a CPU reads its expert as a view. More tokens are sorted, and each expert is one product on its contiguous
-weights; on a GPU all experts are one grouped product, and no length ever comes back to the CPU, so that it can be
-captured in a CUDA graph.
+weights; on a GPU all experts are one grouped product without a length that comes back to the CPU, so that it can be
+captured in a CUDA graph, or, for long prompts outside of one, products on streams (`thrifty.moe.streams`).
 """
 
 from typing import Any
@@ -37,13 +37,25 @@ def run_experts(
         return grouped_mm_experts_forward(experts, hidden_states, top_k_index, top_k_weights)
     choice = top_k_index[:, 0]
     if hidden_states.is_cuda:
-        from thrifty.moe.grouped import run_grouped
-
-        gated = experts._apply_gate  # transformers' own way to say how gate and up become hidden channels
-        out = run_grouped(hidden_states, choice, experts.gate_up_proj, experts.down_proj, gated)
+        out = _on_gpu(experts, hidden_states.contiguous(), choice)
     else:
         out = run_views(hidden_states, choice, experts.gate_up_proj, experts.down_proj, experts.act_fn)
     return out * top_k_weights.to(out.dtype)
+
+
+def _on_gpu(experts: Any, x: Tensor, choice: Tensor) -> Tensor:
+    from transformers.integrations import moe
+
+    from thrifty.moe.experts import KERNEL_NAMES
+    from thrifty.moe.grouped import run_grouped
+    from thrifty.moe.streams import has_triton, run_whole
+
+    gated = experts._apply_gate  # transformers' own way to say how gate and up become hidden channels
+    name = KERNEL_NAMES.get(type(experts.act_fn).__name__)
+    is_usual = type(experts)._apply_gate is getattr(moe, "_default_apply_gate", None)
+    if name and is_usual and has_triton() and not torch.is_grad_enabled() and x.dtype == experts.down_proj.dtype:
+        return run_whole(x, choice, experts.gate_up_proj, experts.down_proj, name)
+    return run_grouped(x, choice, experts.gate_up_proj, experts.down_proj, gated)
 
 
 def run_views(x: Tensor, choice: Tensor, gate_up: Tensor, down: Tensor, activation: Any) -> Tensor:

@@ -56,3 +56,19 @@ def kernels() -> Any:
         pytest.skip("no GPU and no TRITON_INTERPRET=1: the GPU kernels are NOT tested here")
     pytest.importorskip("triton", reason="no Triton: the GPU kernels are NOT tested here")
     return Kernels
+
+
+@pytest.fixture
+def bfloat16_dot(kernels, monkeypatch) -> None:
+    """Triton's interpreter multiplies the bits of bfloat16 as if they were integers: here it takes their values."""
+    if HAS_GPU:
+        return
+    from triton.runtime import interpreter
+
+    builder = interpreter.InterpreterBuilder
+    dot = builder.create_dot
+
+    def exact(self, a, b, *rest):
+        return dot(self, *(self.cast_impl(one, interpreter.tl.float32) for one in (a, b)), *rest)
+
+    monkeypatch.setattr(builder, "create_dot", exact)

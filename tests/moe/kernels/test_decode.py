@@ -1,4 +1,4 @@
-"""A handful of tokens as products of matrix and vector equal PyTorch, on a GPU and with `TRITON_INTERPRET=1` on a CPU."""
+"""Products of matrix and vector for a handful of tokens equal PyTorch, on a GPU and with `TRITON_INTERPRET=1`."""
 
 import importlib
 
@@ -85,6 +85,7 @@ def test_graph_replays_compute_what_a_call_computes(kernels, tokens) -> None:
     mlp = kernels.mlp(8, 14336 // 8, 1024, dtype=torch.bfloat16)
     x = torch.randn(tokens, 1024, device=kernels.device).bfloat16()
     graph, side = torch.cuda.CUDAGraph(), torch.cuda.Stream()
+    torch.cuda.synchronize()
     with torch.inference_mode(), torch.cuda.stream(side):
         for _ in range(2):
             decode().run_decode(mlp, x, None, "silu")
@@ -94,4 +95,5 @@ def test_graph_replays_compute_what_a_call_computes(kernels, tokens) -> None:
     for _ in range(20):
         x.copy_(torch.randn(tokens, 1024))
         graph.replay()
+        torch.cuda.synchronize()
         assert kernels.error(found, kernels.right(mlp, x, choice)) < 5e-3

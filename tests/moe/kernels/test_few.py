@@ -56,6 +56,16 @@ def test_the_router_chooses_the_largest(kernels, tokens, num_experts) -> None:
     assert few().route(x, router).tolist() == (x @ router.T).argmax(-1).tolist()
 
 
+@pytest.mark.parametrize("num_experts", [2, 8, 20])
+def test_tokens_in_bfloat16_are_routed_as_in_float32(kernels, bfloat16_dot, num_experts) -> None:
+    x = torch.randn(150, 300, device=kernels.device).bfloat16()
+    router = torch.randn(num_experts, 300, device=kernels.device)
+    wanted = (x.double() @ router.double().T).topk(2).values
+    found = (x.double() @ router.double().T).gather(1, few().route(x, router).long()[:, None])[:, 0]
+    assert torch.allclose(found, wanted[:, 0], atol=1e-4)  # the best, or one that float32 cannot tell from it
+    assert bool((wanted[:, 0] - wanted[:, 1] < 1e-4).sum() < 3)  # which nearly never happens here
+
+
 def test_of_equal_experts_the_first_is_chosen(kernels) -> None:
     x, router = torch.randn(4, 64, device=kernels.device), torch.ones(3, 64, device=kernels.device)
     assert few().route(x, router).tolist() == [0, 0, 0, 0]

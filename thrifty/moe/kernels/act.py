@@ -25,37 +25,38 @@ def activated(x, ACTIVATION: tl.constexpr):
 @triton.jit
 @no_type_check
 def _gated(
-    gate, up, choice, members, out, size, width, stride,
+    gate, up, choice, members, out, width, stride,
     ACTIVATION: tl.constexpr, HAS_GATE: tl.constexpr, ROUTED: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    is_here = at < size
-    row, column = at // width, at % width
+    """Program (row, block of columns)."""
+    row = tl.program_id(0).to(tl.int64)
+    column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    is_here = column < width
     value = tl.load(up + row * stride + column, mask=is_here, other=0.0).to(tl.float32)
     if HAS_GATE:
         value *= activated(tl.load(gate + row * stride + column, mask=is_here, other=0.0).to(tl.float32), ACTIVATION)
     else:
         value = activated(value, ACTIVATION)
     if ROUTED:
-        expert = tl.load(choice + row, mask=is_here, other=0).to(tl.int64)
+        expert = tl.load(choice + row).to(tl.int64)
         is_member = tl.load(members + expert * width + column, mask=is_here, other=0) > 0
         value = tl.where(is_member, value, 0.0)
-    tl.store(out + at, value.to(out.dtype.element_ty), mask=is_here)
+    tl.store(out + row * width + column, value.to(out.dtype.element_ty), mask=is_here)
 
 
 def gated(
     gate: Float[Tensor, "tokens width"] | None, up: Float[Tensor, "tokens width"], activation: str,
-    choice: Int[Tensor, " tokens"] | None = None, members: Tensor | None = None,
+    choice: Int[Tensor, " tokens"] | None = None, members: Tensor | None = None, out: Tensor | None = None,
 ) -> Float[Tensor, "tokens width"]:  # fmt: skip
     """`activation(gate) * up`, or `activation(up)`, in one pass; with `choice` and `members` (experts, width) zero
-    where the token's expert lacks the channel. Gate and up may be halves of the same rows."""
-    out = torch.empty(up.shape, dtype=up.dtype, device=up.device)
+    where the token's expert lacks the channel. Gate and up may be halves of the same rows; `out` is contiguous."""
+    out = torch.empty(up.shape, dtype=up.dtype, device=up.device) if out is None else out
+    assert out.is_contiguous()
     assert up.stride(1) == 1
     assert gate is None or gate.stride() == up.stride()
     if out.numel():
-        _gated[(triton.cdiv(out.numel(), 2048),)](
+        _gated[(len(out), triton.cdiv(out.shape[1], 1024))](
             up if gate is None else gate, up, up if choice is None else choice, up if members is None else members,
-            out, out.numel(), out.shape[1], up.stride(0), activation, gate is not None, choice is not None,
-            BLOCK=2048, num_warps=8,
+            out, out.shape[1], up.stride(0), activation, gate is not None, choice is not None, BLOCK=1024, num_warps=4,
         )  # fmt: skip
     return out

@@ -1,4 +1,4 @@
-# ruff: noqa: ANN001, ANN202, SIM108 -- Triton compiles this: no annotations, no unpacking of tuples
+# ruff: noqa: ANN001, ANN202 -- Triton compiles this: no annotations, no unpacking of tuples
 # pyright: reportMissingImports=false, reportIndexIssue=false, reportOptionalSubscript=false, reportOptionalMemberAccess=false
 """Decoding: one token, or a handful, through experts that share stored channels, as products of matrix and vector.
 
@@ -46,7 +46,7 @@ class Tuning:
 
 def usual(tokens: int) -> Tuning:
     """The tuning that benchmarks/moe_speed.py found for so many tokens."""
-    return Tuning() if tokens <= 2 else Tuning(warps=8, out_rows=8, out_warps=8)
+    return Tuning() if tokens == 1 else Tuning(warps=8, out_rows=8, out_warps=8)
 
 
 @triton.jit
@@ -68,16 +68,33 @@ def _scores(
 
 @triton.jit
 @no_type_check
-def _chosen(scores, choice, tokens, num_experts, TOKENS: tl.constexpr, EXPERTS: tl.constexpr, SCORED: tl.constexpr):
-    """The expert of each token: the first of the largest scores, or as `choice` says."""
+def _chosen(
+    scores, choice, widths, tokens, num_experts, stored,
+    TOKENS: tl.constexpr, EXPERTS: tl.constexpr, ROUTED: tl.constexpr, SCORED: tl.constexpr, LISTED: tl.constexpr,
+):  # fmt: skip
+    """The expert of each token, the first of the largest scores or as `choice` says, and how many channels to walk."""
     token = tl.arange(0, TOKENS)
+    found = tl.zeros((TOKENS,), tl.int32)
     if SCORED:
         expert = tl.arange(0, EXPERTS)
         is_here = (token < tokens)[:, None] & (expert < num_experts)[None, :]
         score = tl.load(scores + token[:, None] * num_experts + expert[None, :], mask=is_here, other=float("-inf"))
-        return tl.argmax(score, 1).to(tl.int32)
+        found = tl.argmax(score, 1).to(tl.int32)
+    elif ROUTED:
+        found = tl.load(choice + token, mask=token < tokens, other=0).to(tl.int32)
+    if LISTED:
+        only = tl.max(found, 0)
+        return only, tl.load(widths + only)
     else:
-        return tl.load(choice + token, mask=token < tokens, other=0).to(tl.int32)
+        return found, stored
+
+
+@triton.jit
+@no_type_check
+def _rows(weight, channel, is_own, column, width):
+    """Rows of a weight, [numbers, 1, columns], where some token has the channel."""
+    is_read = (tl.max(is_own.to(tl.int32), 1) > 0)[:, None, None] & (column < width)
+    return tl.load(weight + channel[:, None, None] * width + column, mask=is_read, other=0.0)
 
 
 @triton.jit
@@ -110,19 +127,12 @@ def _hidden(
     """Program: some channels, `ROWS` at a time, for all tokens; the next rows are loaded before these are used."""
     token = tl.arange(0, TOKENS)
     column = tl.arange(0, COLUMNS)[None, None, :]
-    is_column = column < width
-    seen = (token < tokens)[None, :, None] & is_column
+    seen = (token < tokens)[None, :, None] & (column < width)
     value = tl.load(x + token[None, :, None] * width + column, mask=seen, other=0.0).to(tl.float32)
     if OVERLAP:
         tl.extra.cuda.gdc_wait()
         tl.extra.cuda.gdc_launch_dependents()
-    expert = tl.zeros((TOKENS,), tl.int32)
-    own = stored
-    if ROUTED:
-        expert = _chosen(scores, choice, tokens, num_experts, TOKENS, EXPERTS, SCORED)
-        if LISTED:
-            expert = tl.max(expert, 0)
-            own = tl.load(widths + expert)
+    expert, own = _chosen(scores, choice, widths, tokens, num_experts, stored, TOKENS, EXPERTS, ROUTED, SCORED, LISTED)
     if tl.program_id(0) == 0:
         tl.store(counters + tl.arange(0, COUNTERS), 0, mask=tl.arange(0, COUNTERS) < num_counters)
         if SCORED:
@@ -131,22 +141,18 @@ def _hidden(
     if first < own:
         number = first + tl.arange(0, ROWS)
         channel, is_own = _place(number, expert, token, tokens, members, channels, own, stored, widest, ROUTED, LISTED)
-        is_read = (tl.max(is_own.to(tl.int32), 1) > 0)[:, None, None] & is_column
-        at = channel[:, None, None] * width + column
-        raising = tl.load(up + at, mask=is_read, other=0.0)
+        raising = _rows(up, channel, is_own, column, width)
         if HAS_GATE:
-            opening = tl.load(gate + at, mask=is_read, other=0.0)
+            opening = _rows(gate, channel, is_own, column, width)
         for step in range(STEPS):
             next_number = first + (step + 1) * ROWS + tl.arange(0, ROWS)
             limit = tl.where(step + 1 < STEPS, own, 0)
             next_channel, next_own = _place(
                 next_number, expert, token, tokens, members, channels, limit, stored, widest, ROUTED, LISTED
             )
-            is_read = (tl.max(next_own.to(tl.int32), 1) > 0)[:, None, None] & is_column
-            at = next_channel[:, None, None] * width + column
-            next_raising = tl.load(up + at, mask=is_read, other=0.0)
+            next_raising = _rows(up, next_channel, next_own, column, width)
             if HAS_GATE:
-                next_opening = tl.load(gate + at, mask=is_read, other=0.0)
+                next_opening = _rows(gate, next_channel, next_own, column, width)
             raised = tl.sum(raising.to(tl.float32) * value, 2)
             if HAS_BIAS:
                 raised += tl.load(up_bias + channel, mask=number < own, other=0.0).to(tl.float32)[:, None]
@@ -182,26 +188,18 @@ def _output(
     token = tl.arange(0, TOKENS)
     column = block * COLUMNS + tl.arange(0, COLUMNS)
     is_column = column < width
-    expert = tl.zeros((TOKENS,), tl.int32)
-    own = stored
-    if ROUTED:
-        expert = _chosen(scores, choice, tokens, num_experts, TOKENS, EXPERTS, SCORED)
-        if LISTED:
-            expert = tl.max(expert, 0)
-            own = tl.load(widths + expert)
+    wide = column[None, None, :]  # a tile is [channels, tokens, columns] from the start, so that no layout is changed
+    expert, own = _chosen(scores, choice, widths, tokens, num_experts, stored, TOKENS, EXPERTS, ROUTED, SCORED, LISTED)
     number = split * ROWS + tl.arange(0, ROWS)
     channel, is_own = _place(number, expert, token, tokens, members, channels, own, stored, widest, ROUTED, LISTED)
-    wide = column[None, None, :]  # a tile is [channels, tokens, columns] from the start, so that no layout is changed
-    is_read = (tl.max(is_own.to(tl.int32), 1) > 0)[:, None, None] & (wide < width)
-    weight = tl.load(down + channel[:, None, None] * width + wide, mask=is_read, other=0.0)
+    weight = _rows(down, channel, is_own, wide, width)
     if OVERLAP:
         tl.extra.cuda.gdc_wait()
     total = tl.zeros((ROWS, TOKENS, COLUMNS), tl.float32)
     for first in range(split * ROWS, own, splits * ROWS):
         number = first + splits * ROWS + tl.arange(0, ROWS)
         channel, is_own = _place(number, expert, token, tokens, members, channels, own, stored, widest, ROUTED, LISTED)
-        is_read = (tl.max(is_own.to(tl.int32), 1) > 0)[:, None, None] & (wide < width)
-        next_weight = tl.load(down + channel[:, None, None] * width + wide, mask=is_read, other=0.0)
+        next_weight = _rows(down, channel, is_own, wide, width)
         here = (first + tl.arange(0, ROWS))[:, None]
         is_here = (here < own) & (token < tokens)[None, :]
         value = tl.load(hidden + token[None, :] * stored + here, mask=is_here, other=0.0)
@@ -236,7 +234,7 @@ def run_decode(
     is_scored = choice is None and mlp.router is not None
     is_routed = choice is not None or is_scored
     is_listed = is_routed and tokens == 1
-    overlap = tuning.overlap and _overlaps(x.device)
+    overlap = tuning.overlap and overlaps(x.device)
     table, widest = (mlp.table, mlp.table.channels.shape[1]) if is_listed else (None, stored)
     blocks = triton.cdiv(width, tuning.out_columns)
     scores = torch.empty(tokens, num_experts, dtype=torch.float32, device=x.device)
@@ -272,7 +270,7 @@ def run_decode(
 
 
 @functools.cache
-def _overlaps(device: torch.device) -> bool:
+def overlaps(device: torch.device) -> bool:
     """Whether a kernel can start before the one before it has ended."""
     is_new = device.type == "cuda" and torch.cuda.get_device_capability(device)[0] >= 9
     return is_new and hasattr(tl.extra.cuda, "gdc_wait")

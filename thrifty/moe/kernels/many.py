@@ -16,8 +16,8 @@ import triton.language as tl
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from thrifty.moe.grouped import sorted_by_expert
 from thrifty.moe.kernels.act import activated
+from thrifty.moe.kernels.order import order_of
 
 
 @dataclass(frozen=True)
@@ -158,7 +158,7 @@ def run_many(
 ) -> Float[Tensor, "tokens d"]:  # fmt: skip
     """Each token through the expert of a `PackedMlp` that `choice` names; `table` is that of its members."""
     (tokens, width), num_experts, widest = x.shape, mlp.shape.num_experts, table.channels.shape[1]
-    order, offsets = sorted_by_expert(choice, num_experts)
+    order, offsets = order_of(choice, num_experts)
     row_tiles = triton.cdiv(tokens, tuning.rows) + num_experts - 1
     hidden = torch.empty(tokens, widest, dtype=x.dtype, device=x.device)
     out = torch.empty_like(x)

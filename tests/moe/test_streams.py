@@ -1,0 +1,97 @@
+"""Products of each expert on streams equal grouped products; copies of experts are held only where asked for."""
+
+import pytest
+import torch
+from torch.nn.functional import silu
+
+from thrifty.errors import SettingError
+from thrifty.moe import apply, streams
+from thrifty.moe.experts import PackedMlp, Shape
+from thrifty.moe.grouped import run_grouped
+from thrifty.moe.packing import Packing
+
+
+def gated(both: torch.Tensor) -> torch.Tensor:
+    gate, up = both.chunk(2, -1)
+    return silu(gate) * up
+
+
+def packed(has_gate: bool = True) -> PackedMlp:
+    members = Packing.of(torch.rand(3, 90) < 0.5).members
+    mlp = PackedMlp(Shape(3, members.shape[1], has_gate, False, False, True), 32, torch.nn.SiLU())
+    for parameter in mlp.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    mlp.members.copy_(members)
+    return mlp
+
+
+def test_spans_leave_out_experts_without_tokens_and_begin_with_the_longest() -> None:
+    assert streams._spans([2, 2, 7, 8]) == [(2, 2, 7), (0, 0, 2), (3, 7, 8)]
+
+
+def test_copies_move_with_the_model_and_are_not_saved() -> None:
+    mlp = packed()
+    mlp.copy_experts()
+    assert mlp.copied_down.shape[:2] == (3, 32)
+    assert not [name for name in mlp.state_dict() if "copied" in name]
+    assert mlp.to(torch.float64).copied_gate_up.dtype == torch.float64
+    assert apply.bytes_of_copies(mlp) == 8 * 3 * 32 * (mlp.copied_gate_up.shape[1] + mlp.copied_down.shape[2])
+
+
+def test_experts_that_cannot_be_copied_say_so() -> None:
+    with pytest.raises(SettingError, match="without copies"):
+        packed(has_gate=False).copy_experts()
+
+
+@pytest.mark.parametrize("has_copies", [False, True])
+def test_a_loaded_model_holds_copies_only_where_asked_for(tiny, random, tmp_path, has_copies) -> None:
+    model = tiny()
+    apply.save(apply.build(random(model), model, "tomoe"), tmp_path / "out")
+    loaded = apply.load(tmp_path / "out", has_copies=has_copies)
+    assert (apply.bytes_of_copies(loaded) > 0) == has_copies
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("tokens", [0, 1, 700])
+@pytest.mark.parametrize("num_streams", [1, 3])
+def test_each_token_goes_through_its_expert(tokens, num_streams) -> None:
+    x = torch.randn(tokens, 64, device="cuda")
+    choice = torch.randint(0, 6, (tokens,), device="cuda", dtype=torch.int32)
+    choice[choice == 4] = 2  # an expert without a token
+    gate_up, down = torch.randn(6, 96, 64, device="cuda") / 8, torch.randn(6, 64, 48, device="cuda") / 7
+    with torch.inference_mode():
+        found = streams.run_streams(x, choice, gate_up, down, "silu", num_streams)
+    for expert in range(6):
+        mine = choice == expert
+        wanted = gated(x[mine].double() @ gate_up[expert].double().T) @ down[expert].double().T
+        assert torch.allclose(found[mine].double(), wanted, atol=2e-2)
+
+
+@pytest.mark.gpu
+def test_memory_is_not_used_again_too_early() -> None:
+    x = torch.randn(1024, 512, device="cuda", dtype=torch.bfloat16)
+    choice = torch.randint(0, 4, (1024,), device="cuda", dtype=torch.int32)
+    gate_up, down = (torch.randn(shape, device="cuda").bfloat16() / 20 for shape in ((4, 768, 512), (4, 512, 384)))
+    with torch.inference_mode():
+        wanted = run_grouped(x, choice, gate_up, down, gated).float()
+        for _ in range(20):
+            found = streams.run_streams(x, choice, gate_up, down, "silu")
+            torch.empty(64 << 20, device="cuda").fill_(float("nan"))  # takes what the call gave back
+            assert float((found.float() - wanted).norm() / wanted.norm()) < 1e-2
+
+
+@pytest.mark.gpu
+def test_a_graph_gets_grouped_products() -> None:
+    x = torch.randn(2048, 256, device="cuda", dtype=torch.bfloat16)
+    choice = torch.randint(0, 2, (2048,), device="cuda", dtype=torch.int32)
+    gate_up, down = (torch.randn(shape, device="cuda").bfloat16() / 16 for shape in ((2, 256, 256), (2, 256, 128)))
+    graph, side = torch.cuda.CUDAGraph(), torch.cuda.Stream()
+    torch.cuda.synchronize()
+    with torch.inference_mode(), torch.cuda.stream(side):
+        wanted = streams.run_whole(x, choice, gate_up, down, "silu")
+        streams.run_offsets(x, choice, gate_up, down, "silu")
+        with torch.cuda.graph(graph, stream=side):
+            found = streams.run_whole(x, choice, gate_up, down, "silu")
+    graph.replay()
+    torch.cuda.synchronize()
+    assert float((found - wanted).float().norm() / wanted.float().norm()) < 1e-2
