@@ -25,11 +25,8 @@ def of(sizes: Sizes, active: float, scope: Scope, num_experts: int, attention: S
     Raises `SettingError` where the budget cannot be met, or masks of attention would not count.
     """
     check_scope(attention, scope)
-    thinned = [name for name in sizes.parts if name.endswith(tuple(f".{side}" for side in chosen(attention)))]
-    widths = sizes.uniform_width(active, scope, thinned)
-    kept, widths = widths, {name: width for name, width in widths.items() if name not in thinned}
-    thin = {name: width for name, width in kept.items() if name in thinned and width < sizes.parts[name].size}
-    pairs = {name: width for name, width in thin.items() if name.endswith(".qk")}
+    widths, thin = _widths(sizes, active, scope, attention)
+    kept, pairs = widths | thin, {name: width for name, width in thin.items() if name.endswith(".qk")}
     routers = num_experts * sizes.width * sizes.num_layers if num_experts > 1 else 0
     networks = sum(_network(sizes, sizes.parts[name]) for name in thin if name not in pairs)
     used = int(sizes.active(kept, "model", routers + networks))
@@ -62,6 +59,14 @@ def of(sizes: Sizes, active: float, scope: Scope, num_experts: int, attention: S
         for name, count in total.items()
         if name == "tomoe" or not thin
     ]
+
+
+def _widths(sizes: Sizes, active: float, scope: Scope, attention: Sides) -> tuple[dict[str, int], dict[str, int]]:
+    """Widths of the MLPs, and of what of attention does not stay whole."""
+    thinned = [name for name in sizes.parts if name.endswith(tuple(f".{side}" for side in chosen(attention)))]
+    widths = sizes.uniform_width(active, scope, thinned)
+    thin = {name: widths.pop(name) for name in thinned}
+    return widths, {name: width for name, width in thin.items() if width < sizes.parts[name].size}
 
 
 def _network(sizes: Sizes, values: Part) -> int:
