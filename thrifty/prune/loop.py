@@ -55,8 +55,8 @@ class Phases:
     """
 
     warm_up: float = 0.05
-    search: float = 0.25
-    shrink: float = 0.3
+    search: float = 0.3
+    shrink: float = 0.35
     controller_steps: int = 200
     every: int = 0
     is_removed: bool = True

@@ -39,8 +39,8 @@ class Ato:
 
     recipe: Literal["improved", "published"] = "improved"
     warm_up: float = 0.05
-    search: float = 0.25
-    shrink: float = 0.3
+    search: float = 0.3
+    shrink: float = 0.35
     controller_steps: int = 200
     strength: float = 8.0
     temperature: float = 0.4
