@@ -244,7 +244,7 @@ def parts(layers: list[Layer], tokens: int, few_tokens: int = 128) -> None:
     places, ends = order.order_of(choice, len(layer.packed.router))
     pair = torch.randn(tokens, 2 * layer.width, device=DEVICE, dtype=torch.bfloat16)
     both = torch.randn(few_tokens, CHANNELS, device=DEVICE, dtype=torch.bfloat16)
-    own, out = both[:, : layer.stored].contiguous(), torch.empty_like(x)
+    owned, out = [both[:, : len(one.packed.down)].contiguous() for one in layers], torch.empty_like(x)
     right = layer.down.T.contiguous()
     counts = ends.diff(prepend=ends.new_zeros(1)).tolist()
     print(f"\ntokens of each expert {counts}; steps of {tokens} tokens, each alone:")
@@ -258,7 +258,9 @@ def parts(layers: list[Layer], tokens: int, few_tokens: int = 128) -> None:
         "activation": lambda x: [act.gated(*pair.chunk(2, -1), "silu") for _ in layers],
         f"{few_tokens} tokens, up, stored rows": lambda x: [linear(some, one.packed.up) for one in layers],
         f"{few_tokens} tokens, up, all rows": lambda x: [linear(some, one.up) for one in layers],
-        f"{few_tokens} tokens, down as stored": lambda x: [own @ one.packed.down for one in layers],
+        f"{few_tokens} tokens, down as stored": lambda x: [
+            own @ one.packed.down for own, one in zip(owned, layers, strict=True)
+        ],
         f"{few_tokens} tokens, down, all rows": lambda x: [both @ right for _ in layers],
         f"{few_tokens} tokens, down, transposed": lambda x: [linear(both, one.down) for one in layers],
     }

@@ -11,7 +11,7 @@ def moe(rows: Rows) -> str:
     rows = [row for row in rows if row["on"] != "held-out"]
     dense = next(row for row in rows if row["method"] == "dense")
     machine = dense["provenance"]["machine"]
-    where = machine.get("gpu") or machine["cpu"]
+    where = ", ".join(dict.fromkeys((machine.get("gpu") or machine["cpu"]).split(", ")))
     lines = [
         f"`benchmarks/moe.py`, {rows[0]['model']}, {where}, {dense['windows']} windows of {dense['window']} tokens of "
         f"{dense['on']}; dense perplexity {dense['ppl']:.2f}. Ratios to it, mean over seeds (n, with the range); "

@@ -158,7 +158,11 @@ TABLES = {
         "graph_peers.jsonl": graph_tables.peers,
         "graph_scale.jsonl": graph_tables.scale,
     },
-    "docs/moe.md": {"moe_speed_cpu.jsonl": moe_tables.cpu_speed, "moe_speed_gpu.jsonl": moe_tables.gpu_speed},
+    "docs/moe.md": {
+        "moe_cpu.jsonl": moe_tables.moe,
+        "moe_speed_cpu.jsonl": moe_tables.cpu_speed,
+        "moe_speed_gpu.jsonl": moe_tables.gpu_speed,
+    },
     "docs/kv.md": {
         "kv.jsonl": quality,
         "kv_merged.jsonl": beyond,

@@ -1,5 +1,6 @@
 """Learning: it gets closer to the dense model within the budget, starts where it should, and exports without noise."""
 
+import gc
 from dataclasses import replace
 
 import pytest
@@ -138,3 +139,15 @@ def test_a_step_waits_for_no_value(job: MoeJob, no_waiting, step: int) -> None:
     taken(step)
     with no_waiting:
         taken._gradients(step == 9)
+
+
+def test_nothing_of_the_steps_outlives_the_learning(job: MoeJob) -> None:
+    """A recorded step holds gigabytes of a GPU, which a cycle of references would keep until the next collection."""
+    asked = MoeJob.of(job.model, job.corpus, 0.5, steps=3, batch=2, calibration=8)
+    gc.collect()
+    gc.disable()
+    try:
+        learn(asked, LEARNING)
+        assert not any(isinstance(one, learning_of.Step) for one in gc.get_objects())
+    finally:
+        gc.enable()

@@ -166,12 +166,12 @@ def run(
 
 
 def suits_decoding(mlp: PackedMlp, x: Float[Tensor, "tokens d"]) -> bool:
-    """Whether the kernels for one token or a handful can run."""
+    """Whether the kernels for one token are there and faster."""
     if not (x.is_cuda and x.dtype == mlp.up.dtype and has_triton()) or torch.is_grad_enabled():
         return False
-    from thrifty.moe.kernels.decode import MOST_TOKENS
+    from thrifty.moe.kernels.decode import FASTER_UP_TO
 
-    return 0 < len(x) <= MOST_TOKENS
+    return 0 < len(x) <= FASTER_UP_TO
 
 
 def suits_masks(mlp: PackedMlp, x: Float[Tensor, "tokens d"]) -> bool:

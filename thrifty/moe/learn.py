@@ -2,7 +2,7 @@
 one expert and no router, DISP-LLM."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal
@@ -98,10 +98,10 @@ def learn(job: MoeJob, learning: Learning) -> tuple[dict[str, Tensor], dict[str,
     if learning.start != "published":
         start_apart(job, learning, learnt)
     teacher = Teacher(job.model, job.corpus)
-    with frozen(job.model):
+    with frozen(job.model), closing(Step(job, learning, learnt, teacher)) as step:
         history = train(
             {**dict(learnt.named_parameters()), "widths": learnt.widths},
-            Step(job, learning, learnt, teacher),
+            step,
             Recipe(job.steps, learning.rate, learning.decay),
             checkpoint=job.checkpoint,
             identity=f"{learning!r} {job.active} {job.scope} {job.widths} {job.steps}x{job.batch} {job.seed}",
@@ -163,10 +163,21 @@ class Step:
         ids, self.wanted = teacher.read(Team.here().part(job.corpus.places(0, job.batch)))
         self.ids = ids.clone()
         self.can_record, generators = is_recordable(job.model, job.corpus.window), (self.drawn, self.routed)
+        pool = torch.cuda.graph_pool_handle() if device.type == "cuda" else None
         self.stages = [
-            Replay(partial(self._gradients, settled), device, generators=generators, is_recorded=self.can_record)
+            Replay(
+                partial(self._gradients, settled),
+                device,
+                generators=generators,
+                is_recorded=self.can_record,
+                pool=pool,
+            )
             for settled in (False, True)
         ]
+
+    def close(self) -> None:
+        """Give back what was recorded, gigabytes on a GPU: it refers to this object, so it would stay for a while."""
+        self.stages.clear()
 
     def __call__(self, step: int) -> dict[str, Tensor]:
         """Leave the gradients in the learnt parameters; return the facts of the step."""

@@ -15,10 +15,10 @@ from torch import Tensor
 
 from thrifty.moe.grouped import grouped_product
 
-STREAMS = 3
-"""As measured by benchmarks/moe_speed.py."""
+STREAMS = 2
+"""The fastest of 1, 2, 3, 4 and 8 in benchmarks/moe_speed.py (4,096 tokens, 8 experts of a Llama-3-8B layer, H100)."""
 FROM_TOKENS = 128
-"""Tokens for each expert from which this is faster than grouped products, as measured by benchmarks/moe_speed.py."""
+"""Tokens for each expert from which streams replace grouped products: a guess, not yet measured side by side."""
 
 
 @functools.cache

@@ -19,7 +19,7 @@ from thrifty.moe.kernels.act import activated
 from thrifty.moe.kernels.decode import overlaps
 
 MOST_TOKENS = 4
-"""With more tokens than that grouped products are faster, as estimated from benchmarks/moe_speed.py."""
+"""With more tokens grouped products run: a guess from how many bytes each reads, not yet measured side by side."""
 
 
 @triton.jit
