@@ -22,8 +22,8 @@ class Tomoe:
       from clusters of the MLP's inputs alone; `published`: every gate open and all experts alike); `spread` is the
       standard deviation of the first logits;
     - the budget falls from `first` to what is asked in the first `anneal` of the steps;
-    - masks are drawn as the largest logits with noise, in every expert of a layer as many as the export will have: gates
-      that open one by one let the experts that most tokens choose be wider than the mean, which is what is charged;
+    - masks are drawn as the largest logits with noise, in every expert of a layer as many as the export will have:
+      gates that open one by one let the experts that most tokens choose be wider than the mean, which is what is paid;
     - in the last `settle` of the steps the masks are those of the export, without noise, and only the routers learn.
       (Masks that learn without noise get worse: straight-through gradients need gates that open and close.)
     - `logits="free"` learns a number for every expert and channel in place of the controller.
