@@ -142,6 +142,11 @@ def test_page_escapes_untrusted_text() -> None:
     assert "onerror" not in outline.attributes
 
 
+def test_what_stands_between_backticks_is_code_and_escaped_all_the_same() -> None:
+    page = report(notes=["Run `thrifty <b>`, then 5 ` more."]).page()
+    assert "Run <code>thrifty &lt;b&gt;</code>, then 5 ` more." in page
+
+
 def test_page_needs_nothing_from_elsewhere() -> None:
     page = report().page()
     outline = Outline(page)
