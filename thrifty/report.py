@@ -190,7 +190,6 @@ class Report:
 
         template = importlib.resources.files("thrifty").joinpath("report_page.html").read_text(encoding="utf-8")
         environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
-        environment.filters["code"] = _with_code
         names = list(dict.fromkeys(series.name for plot in self.plots for series in plot.series))
         figures = [(plot, Markup(draw(plot, names))) for plot in self.plots]
         return environment.from_string(template).render(report=self, figures=figures)
@@ -206,13 +205,6 @@ class Report:
         write_text(folder / "report.json", data)
         write_text(folder / "report.html", page)
         return folder / "report.html"
-
-
-def _with_code(text: str) -> Any:
-    """The text for a page, escaped, with what stands between backticks set as code."""
-    from markupsafe import Markup, escape
-
-    return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(text))))
 
 
 def provenance(command: str, seconds: float | int) -> dict[str, Any]:
