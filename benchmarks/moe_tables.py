@@ -90,7 +90,7 @@ def cpu_speed(rows: Rows) -> str:
 def gpu_speed(rows: Rows) -> str:
     """A layer of the shape of Llama-3-8B on a GPU: MLP alone and whole block, dense against every form."""
     first = rows[0]
-    names = {"packed": "`tomoe`", "copies": "grouped", "vectors": "one by one", "streams": "streams"}
+    names = {"packed": "`tomoe`", "copies": "`standard`, and `tomoe` with copies"}
     lines = [
         f"`{first['command'].partition(' --out')[0]}`, {first['machine']}, torch {first['torch']}, bfloat16, "
         f"{first['experts']} experts of {first['active']:.0%} of the channels: microseconds of a layer's MLP / of its "

@@ -15,17 +15,14 @@ WORKERS = 12
 import torch
 
 sys.path.insert(0, os.path.join(os.getcwd(), "benchmarks"))
-import moe_speed as bench
+import moe_speed_gpu as bench
 
 W = bench.WIDTH
 
 
 def variants():
     """(tokens, name, function of layer and x)."""
-    from thrifty.moe.kernels import decode, experts, few, single
-    import ms_persist
-    from thrifty.moe.kernels.whole import run_vectors
-    from thrifty.moe.streams import run_offsets, run_streams
+    from thrifty.moe.kernels import experts, few, single
 
     found = []
 
@@ -36,55 +33,23 @@ def variants():
 
         return call
 
-    for changes in (
-        {}, {"stages": 3}, {"depth": 128, "stages": 2, "tall_stages": 2}, {"depth": 32, "stages": 6, "tall_stages": 6},
-        {"columns": 128, "warps": 4, "stages": 3, "tall_stages": 2},
-        {"columns": 128, "stages": 4, "tall_stages": 4},
-    ):  # fmt: skip
+    for changes in ({}, {"tall_first": False}, {"hidden_tall_first": True}):
         t = experts.Tuning(**changes)
         found.append((4096, f"experts {changes}", whole(lambda *a, t=t: experts.run_experts(*a, t))))
-    for changes in ({}, {"stages": 3}, {"depth": 128, "stages": 2, "tall_stages": 2}):
-        t = ms_persist.Tuning(**changes)
-        found.append((4096, f"persistent {changes}", whole(lambda *a, t=t: ms_persist.run_experts(*a, t))))
-    found.append((4096, "offsets", whole(run_offsets)))
-    found.append((4096, "streams", whole(run_streams)))
-    found.append((1024, "offsets", whole(run_offsets)))
     found.append((1024, "experts {}", whole(experts.run_experts)))
-    found.append((256, "experts {}", whole(experts.run_experts)))
-    found.append((256, "offsets", whole(run_offsets)))
+    wide = {"rows": 1, "warps": 4, "programs": 2}
     for changes in (
-        {}, {"early": True}, {"overlap": False}, {"rows": 1}, {"rows": 4}, {"rows": 2, "warps": 16}, {"rows": 4, "warps": 16},
-        {"rows": 1, "programs": 2}, {"rows": 1, "warps": 4, "programs": 2}, {"rows": 1, "warps": 4, "programs": 3},
-        {"rows": 2, "warps": 16, "early": True}, {"rows": 1, "programs": 2, "early": True}, {"join_columns": 32},
+        {}, {"join_columns": 16}, {"join_columns": 32, "overlap": False}, {"join_columns": 16, "overlap": False},
+        {"join_columns": 32, **wide}, {"join_columns": 16, **wide}, {"join_columns": 32, "overlap": False, **wide},
+        {"join_columns": 16, "overlap": False, **wide}, {"join_columns": 32, "overlap": False, "warps": 16},
+        {"join_columns": 32, "warps": 16},
     ):  # fmt: skip
         t = single.Tuning(**changes)
         found.append(
             (1, f"single {changes}", lambda layer, x, t=t: single.run_single(layer.packed, x, None, "silu", t)[0])
         )
-    found.append((1, "decode", lambda layer, x: decode.run_decode(layer.packed, x, None, "silu")[0]))
-    for steps in (4, 8, 16, 32):
-        found.append((1, f"vectors {steps}", whole(lambda *a, s=steps: run_vectors(*a, s))))
-    for tokens in (2, 4):
-        found.append((tokens, "decode", lambda layer, x: decode.run_decode(layer.packed, x, None, "silu")[0]))
-        found.append(
-            (tokens, "few", lambda layer, x: few.run_few(layer.packed, x, few.route(x, layer.packed.router), "silu"))
-        )
-        found.append((tokens, "vectors", whole(run_vectors)))
-    from thrifty.moe.experts import masked_in_kernels
-
-    for name in ("packed", "filled 8", "filled 64"):
-        found.append(
-            (
-                128,
-                f"masked, {name}",
-                lambda layer, x, name=name: masked_in_kernels(
-                    layer.packed if name == "packed" else filled(layer, int(name.split()[1])),
-                    x,
-                    few.route(x, layer.packed.router),
-                    "silu",
-                ),
-            )
-        )
+    for tokens in (2, 4, 128):
+        found.append((tokens, "product", lambda layer, x: layer.packed(x)))
     return found
 
 
@@ -145,7 +110,7 @@ def main():
     print(f"compiled, {time.time() - BEGIN:.0f} s", flush=True)
     best = {}
     todo = variants()
-    order = [1, 128, 4096, 1024, 2, 4, 256]
+    order = [1, 4096, 128, 1024, 2, 4]
     for tokens in order:
         if time.time() - BEGIN > limit - 8:
             print(f"{tokens} tokens: no time left", flush=True)

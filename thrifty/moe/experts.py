@@ -23,7 +23,7 @@ from thrifty.errors import SettingError
 from thrifty.moe import native_kernel
 from thrifty.moe.grouped import Copies
 from thrifty.moe.packing import Run, common_of, runs_of
-from thrifty.moe.streams import has_triton, run_whole
+from thrifty.moe.whole import has_triton, run_whole
 
 MASKED_BELOW = {"cpu": 6, "cuda": 128}
 """Tokens for each expert below which masks are faster than sorted tokens, as measured by benchmarks/moe_speed.py."""
@@ -114,9 +114,9 @@ class PackedMlp(nn.Module):
             out, self.choice = fast
             return out.view(x.shape)
         if name and suits_decoding(self, tokens):
-            from thrifty.moe.kernels.decode import run_decode
+            from thrifty.moe.kernels.single import run_single
 
-            out, self.choice = run_decode(self, tokens.contiguous(), choice, name)
+            out, self.choice = run_single(self, tokens.contiguous(), choice, name)
             return out.view(x.shape)
         if choice is None and self.router is not None:
             choice = choose(self.router, tokens)
@@ -166,12 +166,9 @@ def run(
 
 
 def suits_decoding(mlp: PackedMlp, x: Float[Tensor, "tokens d"]) -> bool:
-    """Whether the kernels for one token are there and faster."""
-    if not (x.is_cuda and x.dtype == mlp.up.dtype and has_triton()) or torch.is_grad_enabled():
-        return False
-    from thrifty.moe.kernels.decode import FASTER_UP_TO
-
-    return 0 < len(x) <= FASTER_UP_TO
+    """Whether this is one token, and the kernels for it are there."""
+    is_plain = x.is_cuda and x.dtype == mlp.up.dtype and not torch.is_grad_enabled()
+    return len(x) == 1 and is_plain and has_triton()
 
 
 def suits_masks(mlp: PackedMlp, x: Float[Tensor, "tokens d"]) -> bool:

@@ -3,7 +3,7 @@
 Registered under the name `thrifty` with transformers' experts interface; `thrifty.moe.apply.load` chooses it. One
 token on a CPU reads its expert as a view. More tokens are sorted, and each expert is one product on its contiguous
 weights; on a GPU all experts are one grouped product without a length that comes back to the CPU, so that it can be
-captured in a CUDA graph, or, for long prompts outside of one, products on streams (`thrifty.moe.streams`).
+captured in a CUDA graph (`thrifty.moe.whole`).
 """
 
 from typing import Any
@@ -48,7 +48,7 @@ def _on_gpu(experts: Any, x: Tensor, choice: Tensor) -> Tensor:
 
     from thrifty.moe.experts import KERNEL_NAMES
     from thrifty.moe.grouped import run_grouped
-    from thrifty.moe.streams import has_triton, run_whole
+    from thrifty.moe.whole import has_triton, run_whole
 
     gated = experts._apply_gate  # transformers' own way to say how gate and up become hidden channels
     name = KERNEL_NAMES.get(type(experts.act_fn).__name__)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn.functional import gelu, silu
 
-from thrifty.moe.streams import run_offsets
+from thrifty.moe.whole import run_offsets
 
 RIGHT = {"silu": silu, "gelu": lambda x: gelu(x, approximate="tanh")}
 

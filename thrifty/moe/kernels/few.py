@@ -68,29 +68,40 @@ def _route(
 
 @triton.jit
 @no_type_check
+def _split(router, parts, num_experts, width, EXPERTS: tl.constexpr, BLOCK: tl.constexpr):
+    """Program: some columns of the router, each float32 weight as a sum of three in bfloat16, and zeros."""
+    expert = tl.arange(0, EXPERTS)[:, None]
+    column = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)[None, :]
+    at = expert * width + column
+    is_column = (expert >= 0) & (column < width)
+    rest = tl.load(router + at, mask=is_column & (expert < num_experts), other=0.0).to(tl.float32)
+    for _ in tl.static_range(4):
+        part = rest.to(tl.bfloat16)
+        tl.store(parts + at, part, mask=is_column)
+        rest -= part.to(tl.float32)
+        at += EXPERTS * width
+
+
+@triton.jit
+@no_type_check
 def _route_many(
-    x, router, choice, tokens, num_experts, width,
+    x, parts, choice, tokens, num_experts, width,
     ROWS: tl.constexpr, EXPERTS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """As `_route`, of tokens in bfloat16, on tensor cores: a float32 weight is the sum of three in bfloat16, and their
-    products with bfloat16 are exact."""
+    """As `_route`, of tokens in bfloat16, on tensor cores: products of two numbers in bfloat16 are exact."""
     token = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    expert = tl.arange(0, EXPERTS)
+    part = tl.arange(0, 4 * EXPERTS)
     row = token[:, None].to(tl.int64) * width
-    total = tl.zeros((ROWS, EXPERTS), tl.float32)
+    total = tl.zeros((ROWS, 4 * EXPERTS), tl.float32)
     for first in range(0, width, BLOCK):
         column = first + tl.arange(0, BLOCK)
         mask = (token < tokens)[:, None] & (column < width)[None, :]
         value = tl.load(x + row + column[None, :], mask=mask, other=0.0)
-        mask = (expert < num_experts)[None, :] & (column < width)[:, None]
-        weight = tl.load(router + expert[None, :] * width + column[:, None], mask=mask, other=0.0).to(tl.float32)
-        high = weight.to(tl.bfloat16)
-        weight -= high.to(tl.float32)
-        middle = weight.to(tl.bfloat16)
-        low = (weight - middle.to(tl.float32)).to(tl.bfloat16)
-        total += tl.dot(value, low) + (tl.dot(value, middle) + tl.dot(value, high))
-    total = tl.where((expert < num_experts)[None, :], total, float("-inf"))
-    tl.store(choice + token, tl.argmax(total, 1).to(tl.int32), mask=token < tokens)
+        at = part[None, :] * width + column[:, None]
+        total = tl.dot(value, tl.load(parts + at, mask=(column < width)[:, None], other=0.0), total)
+    score = tl.sum(total.reshape(ROWS, 4, EXPERTS), 1)
+    score = tl.where((tl.arange(0, EXPERTS) < num_experts)[None, :], score, float("-inf"))
+    tl.store(choice + token, tl.argmax(score, 1).to(tl.int32), mask=token < tokens)
 
 
 @triton.jit
@@ -190,9 +201,14 @@ def route(x: Float[Tensor, "tokens d"], router: Float[Tensor, "experts d"]) -> I
     choice = torch.empty(tokens, dtype=torch.int32, device=x.device)
     experts, rows = triton.next_power_of_2(len(router)), 1 if tokens <= MOST_TOKENS else 8
     if tokens > MOST_TOKENS and x.dtype == torch.bfloat16:
-        _route_many[(triton.cdiv(tokens, 32),)](
-            x, router, choice, tokens, len(router), width, 32, max(16, experts), BLOCK=128, num_warps=4, num_stages=4
-        )
+        experts = max(8, experts)
+        parts = torch.empty(4 * experts, width, dtype=x.dtype, device=x.device)
+        _split[(triton.cdiv(width, 128),)](router, parts, len(router), width, experts, BLOCK=128, num_warps=4)
+        rows, block = (32, max(32, 2048 // experts)) if experts <= 64 else (16, 32)
+        _route_many[(triton.cdiv(tokens, rows),)](
+            x, parts, choice, tokens, len(router), width, rows, experts, block, num_warps=4,
+            num_stages=4 if experts <= 64 else 2,
+        )  # fmt: skip
         return choice
     block = max(32, 8192 // experts // rows)
     _route[(triton.cdiv(tokens, rows),)](

@@ -33,7 +33,7 @@ class Tuning:
     programs: int = 1
     overlap: bool = True
     early: bool = False
-    join_columns: int = 64
+    join_columns: int = 32
 
 
 _USUAL = Tuning()
@@ -81,6 +81,27 @@ def _rows(weight, channel, place, last, column, width):
 
 @triton.jit
 @no_type_check
+def _result(
+    opening, raising, gate_bias, up_bias, channel, is_here, value,
+    HAS_GATE: tl.constexpr, HAS_BIAS: tl.constexpr, ACTIVATION: tl.constexpr,
+):  # fmt: skip
+    """Hidden channels of rows of gate and up, zero where there is no channel."""
+    if HAS_GATE:
+        opened, raised = tl.reduce((opening.to(tl.float32) * value, raising.to(tl.float32) * value), 1, _both)
+        if HAS_BIAS:
+            opened += tl.load(gate_bias + channel, mask=is_here, other=0.0).to(tl.float32)
+            raised += tl.load(up_bias + channel, mask=is_here, other=0.0).to(tl.float32)
+        result = activated(opened, ACTIVATION) * raised
+    else:
+        raised = tl.sum(raising.to(tl.float32) * value, 1)
+        if HAS_BIAS:
+            raised += tl.load(up_bias + channel, mask=is_here, other=0.0).to(tl.float32)
+        result = activated(raised, ACTIVATION)
+    return tl.where(is_here, result, 0.0)
+
+
+@triton.jit
+@no_type_check
 def _stream(
     x, router, choice, chosen, channels, widths, gate, up, down, gate_bias, up_bias, part, num_experts, stored, widest,
     width,
@@ -112,6 +133,7 @@ def _stream(
     place = first + tl.arange(0, ROWS)
     channel = _channels(channels, place, last, LISTED)
     raising = _rows(up, channel, place, last, column, width)
+    opening = raising
     if HAS_GATE:
         opening = _rows(gate, channel, place, last, column, width)
     adding = _rows(down, channel, place, last, column, width)
@@ -122,23 +144,11 @@ def _stream(
             next_opening = _rows(gate, next_channel, place + ROWS, last, column, width)
         next_adding = _rows(down, next_channel, place + ROWS, last, column, width)
         later_channel = _channels(channels, place + 2 * ROWS, last, LISTED)
+        result = _result(
+            opening, raising, gate_bias, up_bias, channel, place < last, value, HAS_GATE, HAS_BIAS, ACTIVATION
+        )
         if HAS_GATE:
-            opened, raised = tl.reduce((opening.to(tl.float32) * value, raising.to(tl.float32) * value), 1, _both)
             opening = next_opening
-        else:
-            raised = tl.sum(raising.to(tl.float32) * value, 1)
-            opened = raised
-        if HAS_BIAS:
-            raised += tl.load(up_bias + channel, mask=place < last, other=0.0).to(tl.float32)
-            if HAS_GATE:
-                opened += tl.load(gate_bias + channel, mask=place < last, other=0.0).to(tl.float32)
-            else:
-                opened = raised
-        if HAS_GATE:
-            result = activated(opened, ACTIVATION) * raised
-        else:
-            result = activated(opened, ACTIVATION)
-        result = tl.where(place < last, result, 0.0)
         total += tl.sum(adding.to(tl.float32) * result[:, None], 0)
         raising = next_raising
         adding = next_adding

@@ -16,7 +16,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from thrifty.moe.kernels.act import activated
-from thrifty.moe.kernels.decode import overlaps
+from thrifty.moe.kernels.single import overlaps
 
 MOST_TOKENS = 4
 """With more tokens grouped products run: a guess from how many bytes each reads, not yet measured side by side."""

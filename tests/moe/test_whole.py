@@ -1,11 +1,11 @@
-"""Products of each expert on streams equal grouped products; copies of experts are held only where asked for."""
+"""Experts with matrices of their own on a GPU equal PyTorch; copies of experts are held only where asked for."""
 
 import pytest
 import torch
 from torch.nn.functional import silu
 
 from thrifty.errors import SettingError
-from thrifty.moe import apply, streams
+from thrifty.moe import apply, whole
 from thrifty.moe.experts import PackedMlp, Shape
 from thrifty.moe.grouped import run_grouped
 from thrifty.moe.packing import Packing
@@ -23,10 +23,6 @@ def packed(has_gate: bool = True) -> PackedMlp:
         torch.nn.init.normal_(parameter, std=0.3)
     mlp.members.copy_(members)
     return mlp
-
-
-def test_spans_leave_out_experts_without_tokens_and_begin_with_the_longest() -> None:
-    assert streams._spans([2, 2, 7, 8]) == [(2, 2, 7), (0, 0, 2), (3, 7, 8)]
 
 
 def test_copies_move_with_the_model_and_are_not_saved() -> None:
@@ -52,15 +48,15 @@ def test_a_loaded_model_holds_copies_only_where_asked_for(tiny, random, tmp_path
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("tokens", [0, 1, 700])
-@pytest.mark.parametrize("num_streams", [1, 3])
-def test_each_token_goes_through_its_expert(tokens, num_streams) -> None:
-    x = torch.randn(tokens, 64, device="cuda")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("tokens", [0, 1, 7, 700])
+def test_each_token_goes_through_its_expert(tokens, dtype) -> None:
+    x = torch.randn(tokens, 64, device="cuda", dtype=dtype)
     choice = torch.randint(0, 6, (tokens,), device="cuda", dtype=torch.int32)
     choice[choice == 4] = 2  # an expert without a token
-    gate_up, down = torch.randn(6, 96, 64, device="cuda") / 8, torch.randn(6, 64, 48, device="cuda") / 7
+    gate_up, down = (torch.randn(shape, device="cuda").to(dtype) / 8 for shape in ((6, 96, 64), (6, 64, 48)))
     with torch.inference_mode():
-        found = streams.run_streams(x, choice, gate_up, down, "silu", num_streams)
+        found = whole.run_whole(x, choice, gate_up, down, "silu")
     for expert in range(6):
         mine = choice == expert
         wanted = gated(x[mine].double() @ gate_up[expert].double().T) @ down[expert].double().T
@@ -68,30 +64,22 @@ def test_each_token_goes_through_its_expert(tokens, num_streams) -> None:
 
 
 @pytest.mark.gpu
-def test_memory_is_not_used_again_too_early() -> None:
-    x = torch.randn(1024, 512, device="cuda", dtype=torch.bfloat16)
-    choice = torch.randint(0, 4, (1024,), device="cuda", dtype=torch.int32)
-    gate_up, down = (torch.randn(shape, device="cuda").bfloat16() / 20 for shape in ((4, 768, 512), (4, 512, 384)))
-    with torch.inference_mode():
-        wanted = run_grouped(x, choice, gate_up, down, gated).float()
-        for _ in range(20):
-            found = streams.run_streams(x, choice, gate_up, down, "silu")
-            torch.empty(64 << 20, device="cuda").fill_(float("nan"))  # takes what the call gave back
-            assert float((found.float() - wanted).norm() / wanted.norm()) < 1e-2
-
-
-@pytest.mark.gpu
-def test_a_graph_gets_grouped_products() -> None:
+def test_a_graph_holds_everything() -> None:
     x = torch.randn(2048, 256, device="cuda", dtype=torch.bfloat16)
     choice = torch.randint(0, 2, (2048,), device="cuda", dtype=torch.int32)
     gate_up, down = (torch.randn(shape, device="cuda").bfloat16() / 16 for shape in ((2, 256, 256), (2, 256, 128)))
     graph, side = torch.cuda.CUDAGraph(), torch.cuda.Stream()
     torch.cuda.synchronize()
     with torch.inference_mode(), torch.cuda.stream(side):
-        wanted = streams.run_whole(x, choice, gate_up, down, "silu")
-        streams.run_offsets(x, choice, gate_up, down, "silu")
+        wanted = run_grouped(x, choice, gate_up, down, gated)
+        whole.run_whole(x, choice, gate_up, down, "silu")
         with torch.cuda.graph(graph, stream=side):
-            found = streams.run_whole(x, choice, gate_up, down, "silu")
+            found = whole.run_whole(x, choice, gate_up, down, "silu")
     graph.replay()
     torch.cuda.synchronize()
     assert float((found - wanted).float().norm() / wanted.float().norm()) < 1e-2
+
+
+def test_tiles_are_for_half_precision_on_a_hopper_gpu() -> None:
+    assert not whole.suits_tiles(torch.zeros(4, 8), torch.zeros(2, 8, 8))
+    assert not whole.suits_tiles(torch.zeros(4, 8, dtype=torch.bfloat16), torch.zeros(2, 8, 8))
