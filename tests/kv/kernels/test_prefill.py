@@ -27,8 +27,8 @@ def check(
     if prefill == "coded":
         seen = Blocks(replace(seen.k, closed=after.k.closed), replace(seen.v, closed=after.v.closed))
     found = kernel.attend(
-        q[:, :, past:], seen, tokens, codec.k_bits, codec.v_bits, codec._group(dim), dim**-0.5, stack=stack,
-        assembly=kernels.has_gpu,
+        q[:, :, past:], seen, tokens, codec.k_bits, codec.v_bits, codec._group(dim), dim**-0.5,
+        kernel.Tuning(stack=stack, assembly=kernels.has_gpu), workspace,
     )  # fmt: skip
     assert kernels.error(found, wanted) < 2e-3
 

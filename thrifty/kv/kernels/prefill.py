@@ -10,6 +10,7 @@ comes from two thin products. Otherwise this is FlashAttention-2 (Dao, 2023).
 """
 
 import math
+from dataclasses import dataclass
 from typing import no_type_check
 
 import torch
@@ -20,28 +21,39 @@ from torch import Tensor
 
 from thrifty.kv.blocks import Blocks
 from thrifty.kv.kernels.codes import FAR, START
-from thrifty.kv.kernels.fields import by_field, offset_of, unpacked
+from thrifty.kv.kernels.fields import scaled, zeros
 
 _WIDTH = tl.constexpr(16)  # the least that a product takes
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["blocks", "head"])
 @no_type_check
-def _whole(halves, field: tl.constexpr, BITS: tl.constexpr, ASSEMBLY: tl.constexpr):
-    return unpacked(halves, BITS, field, ASSEMBLY) - tl.full((), offset_of(BITS, field), tl.float16)
-
-
-@triton.jit
-@no_type_check
-def _in_order(halves, first: tl.constexpr, step: tl.constexpr, BITS: tl.constexpr, ASSEMBLY: tl.constexpr):
-    """Fields first, first + step, ... of every half in their order: [tokens, halves * fields / step]."""
-    FIELDS: tl.constexpr = 16 // BITS
-    if step == FIELDS:
-        return _whole(halves, first, BITS, ASSEMBLY)
-    else:
-        even = _in_order(halves, first, 2 * step, BITS, ASSEMBLY)
-        odd = _in_order(halves, first + step, 2 * step, BITS, ASSEMBLY)
-        return tl.reshape(tl.join(even, odd), (halves.shape[0], even.shape[1] * 2))
+def _unpack(
+    k_codes, k_scale, v_codes, v_scale, v_low, k, k_scales, v, v_scales, thin, blocks, head,
+    DIM: tl.constexpr, UNIT: tl.constexpr, GROUP: tl.constexpr, K_BITS: tl.constexpr, V_BITS: tl.constexpr,
+):  # fmt: skip
+    """Program (block, head of those in the workspace): its codes as float16 whole numbers, the scales of values by
+    group, and the thin operand: the lows of each group of channels, then ones."""
+    GROUPS: tl.constexpr = DIM // GROUP
+    slot = (tl.program_id(1) * blocks + tl.program_id(0)).to(tl.int64)
+    source = ((head + tl.program_id(1)) * blocks + tl.program_id(0)).to(tl.int64)
+    token, channel, column = tl.arange(0, UNIT), tl.arange(0, DIM), tl.arange(0, _WIDTH)
+    at = token[:, None] * DIM + channel[None, :]
+    tl.store(k_scales + slot * DIM + channel, tl.load(k_scale + source * DIM + channel).to(tl.float16))
+    byte = tl.load(k_codes + source * (UNIT * DIM * K_BITS // 8) + at * K_BITS // 8).to(tl.int32)
+    code = (byte >> (at * K_BITS % 8)) & ((1 << K_BITS) - 1)
+    tl.store(k + slot * (UNIT * DIM) + at, code.to(tl.float16))
+    byte = tl.load(v_codes + source * (UNIT * DIM * V_BITS // 8) + at * V_BITS // 8).to(tl.int32)
+    code = (byte >> (at * V_BITS % 8)) & ((1 << V_BITS) - 1)
+    tl.store(v + slot * (UNIT * DIM) + at, code.to(tl.float16))
+    source *= UNIT * GROUPS
+    for group in tl.static_range(GROUPS):
+        scale = tl.load(v_scale + source + token * GROUPS + group)
+        tl.store(v_scales + slot * (GROUPS * UNIT) + group * UNIT + token, scale.to(tl.float16))
+    low = v_low + source + token[:, None] * GROUPS + column[None, :]
+    low = tl.load(low, mask=(column < GROUPS)[None, :], other=0.0).to(tl.float16)
+    low = tl.where((column == GROUPS)[None, :], 1.0, low).to(tl.float16)
+    tl.store(thin + slot * (UNIT * _WIDTH) + token[:, None] * _WIDTH + column[None, :], low)
 
 
 @triton.jit
@@ -55,42 +67,59 @@ def _soften(scores, constant, highest):
 @triton.jit
 @no_type_check
 def _see_codes(
-    query, sums, mixed, highest, k_codes, k_scale, k_low, v_codes, v_scale, v_low, blocks,
-    DIM: tl.constexpr, UNIT: tl.constexpr, GROUP: tl.constexpr, K_BITS: tl.constexpr, V_BITS: tl.constexpr,
-    ASSEMBLY: tl.constexpr, STAGES: tl.constexpr,
+    query, sums, mixed, highest, k, k_scales, k_low, v, v_scales, thin, blocks,
+    DIM: tl.constexpr, UNIT: tl.constexpr, GROUP: tl.constexpr, STAGES: tl.constexpr, WIDE: tl.constexpr,
+    TABLE: tl.constexpr, LAZY: tl.constexpr,
 ):  # fmt: skip
-    """The first `blocks` closed blocks. `sums` [queries, 16] are, by column, what the lows of each group of channels
-    add, and after them the weights."""
+    """The first `blocks` closed blocks, `WIDE` at a time. `sums` [queries, 16] are, by column, what the lows of each
+    group of channels add, and after them the weights."""
     GROUPS: tl.constexpr = DIM // GROUP
-    K_HALVES: tl.constexpr = DIM * K_BITS // 16
-    V_HALVES: tl.constexpr = GROUP * V_BITS // 16
     token, channel, column = tl.arange(0, UNIT), tl.arange(0, DIM), tl.arange(0, _WIDTH)
-    k_at = token[:, None] * K_HALVES + tl.arange(0, K_HALVES)[None, :]
-    v_at = token[:, None] * (V_HALVES * GROUPS) + tl.arange(0, V_HALVES)[None, :]
-    scale_at = token[:, None] * GROUPS + tl.arange(0, GROUPS)[None, :]
-    for block in tl.range(0, blocks, num_stages=STAGES):
-        halves = tl.load(k_codes + block * (UNIT * K_HALVES) + k_at)
-        scale = tl.load(k_scale + block * DIM + channel).to(tl.float16)
-        low = tl.load(k_low + block * DIM + channel).to(tl.float16)
-        codes = _in_order(halves, 0, 1, K_BITS, ASSEMBLY)
-        constant = tl.dot(query, tl.broadcast_to(low[:, None], (DIM, _WIDTH)))
-        scores = tl.dot(query * scale[None, :], tl.trans(codes))
-        weights, highest, shrink = _soften(scores, tl.max(constant, 1), highest)
-        scale = tl.load(v_scale + block * (UNIT * GROUPS) + scale_at).to(tl.float32)
-        low = tl.load(v_low + block * (UNIT * GROUPS) + scale_at).to(tl.float16)
-        scales = by_field(tl.reshape(scale, (1, UNIT, GROUPS)), GROUPS)
-        lows = by_field(tl.reshape(low, (1, UNIT, GROUPS)), GROUPS)
-        thin = tl.where((column == GROUPS)[:, None], 1.0, tl.zeros((_WIDTH, UNIT), tl.float16))
-        for group in tl.static_range(GROUPS):
-            thin = tl.where((column == group)[:, None], lows[group], thin)
-        sums = tl.dot(weights.to(tl.float16), tl.trans(thin.to(tl.float16)), sums * shrink[:, None])
-        joined = ()
-        for group in tl.static_range(GROUPS):
-            halves = tl.load(v_codes + block * (UNIT * V_HALVES * GROUPS) + group * V_HALVES + v_at)
-            codes = _in_order(halves, 0, 1, V_BITS, ASSEMBLY)
-            operand = (weights * scales[group]).to(tl.float16)
-            joined = joined + (tl.dot(operand, codes, mixed[group] * shrink[:, None]),)
-        mixed = joined
+    k_at = token[:, None] * DIM + channel[None, :]
+    v_at = token[:, None] * DIM + tl.arange(0, GROUP)[None, :]
+    thin_at = token[:, None] * _WIDTH + column[None, :]
+    constants = tl.zeros((query.shape[0], _WIDTH), tl.float32)
+    for first in tl.range(0, blocks, WIDE, num_stages=STAGES):
+        if TABLE:
+            # What the lows of keys add, the same for all tokens of a block: sixteen blocks at once.
+            if first % _WIDTH == 0:
+                block = first + column
+                low = tl.load(k_low + block[:, None] * DIM + channel[None, :], mask=(block < blocks)[:, None], other=0.0)
+                constants = tl.dot(query, tl.trans(low.to(tl.float16)))
+        found, scores, added = highest, (), ()
+        for index in tl.static_range(WIDE):
+            block = tl.minimum(first + index, blocks - 1)
+            codes = tl.load(k + block * (UNIT * DIM) + k_at)
+            scale = tl.load(k_scales + block * DIM + channel)
+            if TABLE:
+                constant = tl.sum(tl.where((column == first % _WIDTH + index)[None, :], constants, 0.0), 1)
+            else:
+                low = tl.load(k_low + block * DIM + channel).to(tl.float16)
+                constant = tl.max(tl.dot(query, tl.broadcast_to(low[:, None], (DIM, _WIDTH))), 1)
+            if WIDE > 1:
+                constant = tl.where(first + index < blocks, constant, FAR)
+            scores = scores + (tl.dot(query * scale[None, :], tl.trans(codes)),)
+            added = added + (constant,)
+            found = tl.maximum(found, tl.max(scores[index], 1) + constant)
+        if LAZY:
+            if tl.max(found - highest, 0) > 6.0:
+                shrink, highest = tl.exp2(highest - found), found
+                sums *= shrink[:, None]
+                mixed = scaled(mixed, shrink[:, None], GROUPS)
+        else:
+            shrink, highest = tl.exp2(highest - found), found
+            sums *= shrink[:, None]
+            mixed = scaled(mixed, shrink[:, None], GROUPS)
+        for index in tl.static_range(WIDE):
+            block = tl.minimum(first + index, blocks - 1)
+            weights = tl.exp2(scores[index] + (added[index] - highest)[:, None]).to(tl.float16)
+            joined = ()
+            for group in tl.static_range(GROUPS):
+                codes = tl.load(v + block * (UNIT * DIM) + group * GROUP + v_at)
+                scale = tl.load(v_scales + block * (GROUPS * UNIT) + group * UNIT + token)
+                joined = joined + (tl.dot(weights * scale[None, :], codes, mixed[group]),)
+            mixed = joined
+            sums = tl.dot(weights, tl.load(thin + block * (UNIT * _WIDTH) + thin_at), sums)
     return sums, mixed, highest
 
 
@@ -123,46 +152,49 @@ def _see_dense(
 
 
 # Lengths change from call to call; a kernel compiled for one that divides by 16 would soon have to be compiled again.
-@triton.jit(do_not_specialize=["blocks", "start", "new", "base", "held", "sinks"])
+@triton.jit(do_not_specialize=["blocks", "tiles", "first", "start", "new", "base", "held", "sinks"])
 @no_type_check
 def _prefill(
-    q, k_codes, k_scale, k_low, v_codes, v_scale, v_low, sink_k, sink_v, dense_k, dense_v, out,
-    blocks, start, new, base, held, sinks, factor,
+    q, k, k_scales, k_low, v, v_scales, thin, sink_k, sink_v, dense_k, dense_v, out,
+    blocks, tiles, first, start, new, base, held, sinks, factor,
     SHARED: tl.constexpr, STACK: tl.constexpr, DIM: tl.constexpr, UNIT: tl.constexpr, GROUP: tl.constexpr,
-    K_BITS: tl.constexpr, V_BITS: tl.constexpr, ASSEMBLY: tl.constexpr, STAGES: tl.constexpr,
+    ASSEMBLY: tl.constexpr, STAGES: tl.constexpr, WIDE: tl.constexpr, TABLE: tl.constexpr, LAZY: tl.constexpr,
+    TURN: tl.constexpr,
 ):  # fmt: skip
-    """Program (tile, stack of query heads). Longest tiles first."""
+    """Program (head, tile, stack of query heads), the stacks of a tile side by side, longest tiles first, so that what
+    runs at a time reads the same keys."""
     GROUPS: tl.constexpr = DIM // GROUP
     STACKS: tl.constexpr = SHARED // STACK
     ROWS: tl.constexpr = STACK * UNIT
-    head = (tl.program_id(1) // STACKS).to(tl.int64)  # counted through all rows
-    own = (start + new - 1 - sinks + UNIT) // UNIT - 1 - tl.program_id(0)
+    program = tl.program_id(0)
+    slot = (program // (STACKS * tiles)).to(tl.int64)
+    head = first + slot  # counted through all rows
+    own = (start + new - 1 - sinks + UNIT) // UNIT - 1 - program // STACKS % tiles
     row = tl.arange(0, ROWS)
-    q_head = head * SHARED + tl.program_id(1) % STACKS * STACK + row // UNIT
+    q_head = head * SHARED + program % STACKS * STACK + row // UNIT
     position = sinks + own * UNIT + row % UNIT
     is_query = (position >= start) & (position < start + new)
     q_at = (q_head * new + position - start)[:, None] * DIM + tl.arange(0, DIM)[None, :]
     query = tl.load(q + q_at, mask=is_query[:, None], other=0.0)
     small = (query.to(tl.float32) * factor).to(tl.float16)
+    if TURN:
+        channel = tl.arange(0, DIM)
+        small = tl.dot(small, (channel[:, None] == channel[None, :]).to(tl.float16)).to(tl.float16)
     highest = tl.full((ROWS,), START, tl.float32)
     sums = tl.zeros((ROWS, _WIDTH), tl.float32)
-    mixed = ()
-    for _ in tl.static_range(GROUPS):
-        mixed = mixed + (tl.zeros((ROWS, GROUP), tl.float32),)
+    mixed = zeros(GROUPS, ROWS, GROUP)
     closed = tl.maximum(tl.minimum(own, blocks), 0)
-    k_codes += head * blocks * (UNIT * DIM * K_BITS // 16)
-    v_codes += head * blocks * (UNIT * DIM * V_BITS // 16)
     sums, mixed, highest = _see_codes(
-        small, sums, mixed, highest, k_codes, k_scale + head * blocks * DIM, k_low + head * blocks * DIM, v_codes,
-        v_scale + head * blocks * (UNIT * GROUPS), v_low + head * blocks * (UNIT * GROUPS), closed,
-        DIM, UNIT, GROUP, K_BITS, V_BITS, ASSEMBLY, STAGES,
+        small, sums, mixed, highest, k + slot * blocks * (UNIT * DIM), k_scales + slot * blocks * DIM,
+        k_low + head * blocks * DIM, v + slot * blocks * (UNIT * DIM), v_scales + slot * blocks * (UNIT * GROUPS),
+        thin + slot * blocks * (UNIT * _WIDTH), closed, DIM, UNIT, GROUP, STAGES, WIDE, TABLE, LAZY,
     )  # fmt: skip
-    query = query.to(dense_k.dtype.element_ty)
+    query = tl.load(q + q_at, mask=is_query[:, None], other=0.0).to(dense_k.dtype.element_ty)
     token = tl.arange(0, _WIDTH)
-    for first in tl.range(0, sinks, _WIDTH, num_stages=1):
-        is_seen = (first + token < sinks)[None, :] & (first + token[None, :] <= position[:, None])
+    for seen in tl.range(0, sinks, _WIDTH, num_stages=1):
+        is_seen = (seen + token < sinks)[None, :] & (seen + token[None, :] <= position[:, None])
         sums, mixed, highest = _see_dense(
-            query, sums, mixed, highest, sink_k + head * sinks * DIM, sink_v + head * sinks * DIM, first + token,
+            query, sums, mixed, highest, sink_k + head * sinks * DIM, sink_v + head * sinks * DIM, seen + token,
             is_seen, factor, DIM, GROUP, ASSEMBLY,
         )  # fmt: skip
     for block in tl.range(closed, own + 1, num_stages=1):
@@ -180,31 +212,63 @@ def _prefill(
         tl.store(out + at, value.to(out.dtype.element_ty), mask=is_query[:, None])
 
 
+@dataclass(frozen=True)
+class Tuning:
+    """How the kernel runs: query heads that share a tile, warps, stages of the pipeline, blocks at a time, whether
+    what the lows of keys add is found for sixteen blocks at once, whether sums are scaled only where the maximum grew
+    much, and whether products run on a GPU."""
+
+    stack: int = 2
+    warps: int = 8
+    stages: int = 2
+    wide: int = 1
+    table: bool = True
+    lazy: bool = False
+    turn: bool = True
+    assembly: bool = True
+
+
+_USUAL = Tuning()
+WORKSPACE = 256 * 2**20
+
+
 def attend(
     q: Float[Tensor, "rows q_heads new d"], blocks: Blocks, tokens: int, k_bits: int, v_bits: int,
-    group: int, scale: float, stack: int = 1, warps: int = 4, stages: int = 3,
-    assembly: bool = True,
+    group: int, scale: float, tuning: Tuning = _USUAL, workspace: int = WORKSPACE,
 ) -> Float[Tensor, "rows q_heads new d"]:  # fmt: skip
     """Causal attention of the newest `new` of `tokens` tokens. A query sees the closed blocks before its own as codes,
     and what comes after them in 16 bits: the open block of `blocks` holds as many of the last tokens as are needed for
-    that, so closed ones too where a query comes before they closed."""
+    that, so closed ones too where a query comes before they closed.
+
+    Takes up to `workspace` bytes for unpacked codes, and at least what one key head needs, 4 d + 40 bytes a token or
+    so: heads are treated in as many turns as that asks for."""
     rows, heads, new, dim = q.shape
     k, v = (side.each(Tensor.contiguous) for side in (blocks.k, blocks.v))
     assert k.closed is not None
     assert v.closed is not None
     kv_heads, unit, sinks, held = k.open.shape[1], k.closed.unit, k.sinks.shape[2], k.open.shape[2]
+    units, groups = k.closed["codes"].shape[2], dim // group
     shared, start = heads // kv_heads, tokens - new
-    stack = math.gcd(stack, shared)
+    stack = math.gcd(tuning.stack, shared)
     tiles = (tokens - 1 - sinks) // unit - (start - sinks) // unit + 1
     query = q.contiguous()
     out = torch.empty_like(query)
-    _prefill[tiles, rows * heads // stack](
-        query, k.closed["codes"].view(torch.int16), k.closed["scale"], k.closed["low"],
-        v.closed["codes"].view(torch.int16), v.closed["scale"], v.closed["low"],
-        k.sinks, v.sinks, k.open, v.open, out,
-        k.closed["codes"].shape[2], start, new, tokens - held, held, sinks,
-        scale * math.log2(math.e),
-        SHARED=shared, STACK=stack, DIM=dim, UNIT=unit, GROUP=group, K_BITS=k_bits, V_BITS=v_bits, ASSEMBLY=assembly,
-        STAGES=stages, num_warps=warps,
-    )  # fmt: skip
+    each = max(1, min(rows * kv_heads, workspace // (2 * units * (unit * (2 * dim + groups + 16) + dim))))
+    whole = torch.empty(2, each, units * unit, dim, dtype=torch.float16, device=q.device)
+    k_scales = torch.empty(each, units, dim, dtype=torch.float16, device=q.device)
+    v_scales = torch.empty(each, units, groups, unit, dtype=torch.float16, device=q.device)
+    thin = torch.empty(each, units * unit, 16, dtype=torch.float16, device=q.device)
+    for first in range(0, rows * kv_heads, each):
+        count = min(each, rows * kv_heads - first)
+        _unpack[units, count](
+            k.closed["codes"], k.closed["scale"], v.closed["codes"], v.closed["scale"], v.closed["low"],
+            whole[0], k_scales, whole[1], v_scales, thin, units, first, DIM=dim, UNIT=unit, GROUP=group, K_BITS=k_bits, V_BITS=v_bits,
+        )  # fmt: skip
+        _prefill[(count * tiles * shared // stack,)](
+            query, whole[0], k_scales, k.closed["low"], whole[1], v_scales, thin,
+            k.sinks, v.sinks, k.open, v.open, out,
+            units, tiles, first, start, new, tokens - held, held, sinks, scale * math.log2(math.e),
+            SHARED=shared, STACK=stack, DIM=dim, UNIT=unit, GROUP=group, ASSEMBLY=tuning.assembly,
+            STAGES=tuning.stages, WIDE=tuning.wide, TABLE=tuning.table, LAZY=tuning.lazy, TURN=tuning.turn, num_warps=tuning.warps,
+        )  # fmt: skip
     return out
