@@ -12,7 +12,8 @@ from thrifty.kv.codecs.hack import Hack
 
 
 def check(
-    kernels: Any, settings: dict, past: int, tokens: int, prefill: str, dim: int = 128, shared: int = 4, stack: int = 2
+    kernels: Any, settings: dict, past: int, tokens: int, prefill: str, dim: int = 128, shared: int = 4, stack: int = 2,
+    workspace: int = 2**28, **tuned: Any,
 ) -> None:
     from thrifty.kv.kernels import prefill as kernel
 
@@ -28,7 +29,7 @@ def check(
         seen = Blocks(replace(seen.k, closed=after.k.closed), replace(seen.v, closed=after.v.closed))
     found = kernel.attend(
         q[:, :, past:], seen, tokens, codec.k_bits, codec.v_bits, codec._group(dim), dim**-0.5,
-        kernel.Tuning(stack=stack, assembly=kernels.has_gpu), workspace,
+        kernel.Tuning(stack=stack, assembly=kernels.has_gpu, **tuned), workspace,
     )  # fmt: skip
     assert kernels.error(found, wanted) < 2e-3
 

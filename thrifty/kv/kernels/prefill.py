@@ -18,6 +18,7 @@ import triton
 import triton.language as tl
 from jaxtyping import Float
 from torch import Tensor
+from triton.tools.tensor_descriptor import TensorDescriptor
 
 from thrifty.kv.blocks import Blocks
 from thrifty.kv.kernels.codes import FAR, START
@@ -66,33 +67,52 @@ def _soften(scores, constant, highest):
 
 @triton.jit
 @no_type_check
+def _rows_of(x, row, column, ROWS: tl.constexpr, COLUMNS: tl.constexpr, WIDTH: tl.constexpr, TMA: tl.constexpr):
+    """[ROWS, COLUMNS] from a row and column on of a matrix with `WIDTH` columns, or of its descriptor."""
+    if TMA:
+        return x.load([row, column])
+    else:
+        return tl.load(
+            x + row.to(tl.int64) * WIDTH + tl.arange(0, ROWS)[:, None] * WIDTH + column + tl.arange(0, COLUMNS)[None, :]
+        )
+
+
+@triton.jit
+@no_type_check
+def _row_of(x, row, COLUMNS: tl.constexpr, TMA: tl.constexpr):
+    """Row of a matrix with `COLUMNS` columns, or of its descriptor."""
+    if TMA:
+        return tl.reshape(x.load([row, 0]), (COLUMNS,))
+    else:
+        return tl.load(x + row.to(tl.int64) * COLUMNS + tl.arange(0, COLUMNS))
+
+
+@triton.jit
+@no_type_check
 def _see_codes(
-    query, sums, mixed, highest, k, k_scales, k_low, v, v_scales, thin, blocks,
+    query, sums, mixed, highest, k, k_scales, k_low, v, v_scales, thin, blocks, place,
     DIM: tl.constexpr, UNIT: tl.constexpr, GROUP: tl.constexpr, STAGES: tl.constexpr, WIDE: tl.constexpr,
-    TABLE: tl.constexpr, LAZY: tl.constexpr,
+    TABLE: tl.constexpr, LAZY: tl.constexpr, TMA: tl.constexpr,
 ):  # fmt: skip
     """The first `blocks` closed blocks, `WIDE` at a time. `sums` [queries, 16] are, by column, what the lows of each
     group of channels add, and after them the weights."""
     GROUPS: tl.constexpr = DIM // GROUP
-    token, channel, column = tl.arange(0, UNIT), tl.arange(0, DIM), tl.arange(0, _WIDTH)
-    k_at = token[:, None] * DIM + channel[None, :]
-    v_at = token[:, None] * DIM + tl.arange(0, GROUP)[None, :]
-    thin_at = token[:, None] * _WIDTH + column[None, :]
+    channel, column = tl.arange(0, DIM), tl.arange(0, _WIDTH)
     constants = tl.zeros((query.shape[0], _WIDTH), tl.float32)
     for first in tl.range(0, blocks, WIDE, num_stages=STAGES):
         if TABLE:
             # What the lows of keys add, the same for all tokens of a block: sixteen blocks at once.
-            if first % _WIDTH == 0:
+            if first % 16 == 0:
                 block = first + column
                 low = tl.load(k_low + block[:, None] * DIM + channel[None, :], mask=(block < blocks)[:, None], other=0.0)
                 constants = tl.dot(query, tl.trans(low.to(tl.float16)))
         found, scores, added = highest, (), ()
         for index in tl.static_range(WIDE):
             block = tl.minimum(first + index, blocks - 1)
-            codes = tl.load(k + block * (UNIT * DIM) + k_at)
-            scale = tl.load(k_scales + block * DIM + channel)
+            codes = _rows_of(k, (place + block) * UNIT, 0, UNIT, DIM, DIM, TMA)
+            scale = _row_of(k_scales, place + block, DIM, TMA)
             if TABLE:
-                constant = tl.sum(tl.where((column == first % _WIDTH + index)[None, :], constants, 0.0), 1)
+                constant = tl.sum(tl.where((column == first % 16 + index)[None, :], constants, 0.0), 1)
             else:
                 low = tl.load(k_low + block * DIM + channel).to(tl.float16)
                 constant = tl.max(tl.dot(query, tl.broadcast_to(low[:, None], (DIM, _WIDTH))), 1)
@@ -115,11 +135,11 @@ def _see_codes(
             weights = tl.exp2(scores[index] + (added[index] - highest)[:, None]).to(tl.float16)
             joined = ()
             for group in tl.static_range(GROUPS):
-                codes = tl.load(v + block * (UNIT * DIM) + group * GROUP + v_at)
-                scale = tl.load(v_scales + block * (GROUPS * UNIT) + group * UNIT + token)
+                codes = _rows_of(v, (place + block) * UNIT, group * GROUP, UNIT, GROUP, DIM, TMA)
+                scale = _row_of(v_scales, (place + block) * GROUPS + group, UNIT, TMA)
                 joined = joined + (tl.dot(weights * scale[None, :], codes, mixed[group]),)
             mixed = joined
-            sums = tl.dot(weights, tl.load(thin + block * (UNIT * _WIDTH) + thin_at), sums)
+            sums = tl.dot(weights, _rows_of(thin, (place + block) * UNIT, 0, UNIT, _WIDTH, _WIDTH, TMA), sums)
     return sums, mixed, highest
 
 
@@ -159,7 +179,7 @@ def _prefill(
     blocks, tiles, first, start, new, base, held, sinks, factor,
     SHARED: tl.constexpr, STACK: tl.constexpr, DIM: tl.constexpr, UNIT: tl.constexpr, GROUP: tl.constexpr,
     ASSEMBLY: tl.constexpr, STAGES: tl.constexpr, WIDE: tl.constexpr, TABLE: tl.constexpr, LAZY: tl.constexpr,
-    TURN: tl.constexpr,
+    TURN: tl.constexpr, TMA: tl.constexpr,
 ):  # fmt: skip
     """Program (head, tile, stack of query heads), the stacks of a tile side by side, longest tiles first, so that what
     runs at a time reads the same keys."""
@@ -167,8 +187,8 @@ def _prefill(
     STACKS: tl.constexpr = SHARED // STACK
     ROWS: tl.constexpr = STACK * UNIT
     program = tl.program_id(0)
-    slot = (program // (STACKS * tiles)).to(tl.int64)
-    head = first + slot  # counted through all rows
+    slot = program // (STACKS * tiles)
+    head = (first + slot).to(tl.int64)  # counted through all rows
     own = (start + new - 1 - sinks + UNIT) // UNIT - 1 - program // STACKS % tiles
     row = tl.arange(0, ROWS)
     q_head = head * SHARED + program % STACKS * STACK + row // UNIT
@@ -185,9 +205,8 @@ def _prefill(
     mixed = zeros(GROUPS, ROWS, GROUP)
     closed = tl.maximum(tl.minimum(own, blocks), 0)
     sums, mixed, highest = _see_codes(
-        small, sums, mixed, highest, k + slot * blocks * (UNIT * DIM), k_scales + slot * blocks * DIM,
-        k_low + head * blocks * DIM, v + slot * blocks * (UNIT * DIM), v_scales + slot * blocks * (UNIT * GROUPS),
-        thin + slot * blocks * (UNIT * _WIDTH), closed, DIM, UNIT, GROUP, STAGES, WIDE, TABLE, LAZY,
+        small, sums, mixed, highest, k, k_scales, k_low + head * blocks * DIM, v, v_scales, thin, closed,
+        slot * blocks, DIM, UNIT, GROUP, STAGES, WIDE, TABLE, LAZY, TMA,
     )  # fmt: skip
     query = tl.load(q + q_at, mask=is_query[:, None], other=0.0).to(dense_k.dtype.element_ty)
     token = tl.arange(0, _WIDTH)
@@ -225,6 +244,7 @@ class Tuning:
     table: bool = True
     lazy: bool = False
     turn: bool = True
+    tma: bool = True
     assembly: bool = True
 
 
@@ -258,6 +278,13 @@ def attend(
     k_scales = torch.empty(each, units, dim, dtype=torch.float16, device=q.device)
     v_scales = torch.empty(each, units, groups, unit, dtype=torch.float16, device=q.device)
     thin = torch.empty(each, units * unit, 16, dtype=torch.float16, device=q.device)
+    read = (whole[0], k_scales, whole[1], v_scales, thin)
+    if tuning.tma:
+        shapes = ((unit, dim), (1, dim), (unit, group), (1, unit), (unit, 16))
+        read = tuple(
+            TensorDescriptor.from_tensor(x.view(-1, x.shape[-1]), list(shape))
+            for x, shape in zip(read, shapes, strict=True)
+        )
     for first in range(0, rows * kv_heads, each):
         count = min(each, rows * kv_heads - first)
         _unpack[units, count](
@@ -265,10 +292,10 @@ def attend(
             whole[0], k_scales, whole[1], v_scales, thin, units, first, DIM=dim, UNIT=unit, GROUP=group, K_BITS=k_bits, V_BITS=v_bits,
         )  # fmt: skip
         _prefill[(count * tiles * shared // stack,)](
-            query, whole[0], k_scales, k.closed["low"], whole[1], v_scales, thin,
+            query, read[0], read[1], k.closed["low"], *read[2:],
             k.sinks, v.sinks, k.open, v.open, out,
             units, tiles, first, start, new, tokens - held, held, sinks, scale * math.log2(math.e),
             SHARED=shared, STACK=stack, DIM=dim, UNIT=unit, GROUP=group, ASSEMBLY=tuning.assembly,
-            STAGES=tuning.stages, WIDE=tuning.wide, TABLE=tuning.table, LAZY=tuning.lazy, TURN=tuning.turn, num_warps=tuning.warps,
+            STAGES=tuning.stages, WIDE=tuning.wide, TABLE=tuning.table, LAZY=tuning.lazy, TURN=tuning.turn, TMA=tuning.tma, num_warps=tuning.warps,
         )  # fmt: skip
     return out
