@@ -89,36 +89,50 @@ def _row_of(x, row, COLUMNS: tl.constexpr, TMA: tl.constexpr):
 
 @triton.jit
 @no_type_check
+def _scores_of(
+    query, k, k_scales, first, blocks, place,
+    DIM: tl.constexpr, UNIT: tl.constexpr, WIDE: tl.constexpr, TMA: tl.constexpr,
+):  # fmt: skip
+    """Scores with `WIDE` blocks, but for what the lows of keys add."""
+    scores = ()
+    for index in tl.static_range(WIDE):
+        block = place + tl.minimum(first + index, blocks - 1)
+        codes = _rows_of(k, block * UNIT, 0, UNIT, DIM, DIM, TMA)
+        scale = _row_of(k_scales, block, DIM, TMA)
+        scores = scores + (tl.dot(query * scale[None, :], tl.trans(codes)),)
+    return scores
+
+
+@triton.jit
+@no_type_check
 def _see_codes(
     query, sums, mixed, highest, k, k_scales, k_low, v, v_scales, thin, blocks, place,
     DIM: tl.constexpr, UNIT: tl.constexpr, GROUP: tl.constexpr, STAGES: tl.constexpr, WIDE: tl.constexpr,
-    TABLE: tl.constexpr, LAZY: tl.constexpr, TMA: tl.constexpr,
+    AHEAD: tl.constexpr, LAZY: tl.constexpr, TMA: tl.constexpr,
 ):  # fmt: skip
     """The first `blocks` closed blocks, `WIDE` at a time. `sums` [queries, 16] are, by column, what the lows of each
     group of channels add, and after them the weights."""
     GROUPS: tl.constexpr = DIM // GROUP
     channel, column = tl.arange(0, DIM), tl.arange(0, _WIDTH)
     constants = tl.zeros((query.shape[0], _WIDTH), tl.float32)
+    if AHEAD:
+        ahead = _scores_of(query, k, k_scales, 0, blocks, place, DIM, UNIT, WIDE, TMA)
     for first in tl.range(0, blocks, WIDE, num_stages=STAGES):
-        if TABLE:
-            # What the lows of keys add, the same for all tokens of a block: sixteen blocks at once.
-            if first % 16 == 0:
-                block = first + column
-                low = tl.load(k_low + block[:, None] * DIM + channel[None, :], mask=(block < blocks)[:, None], other=0.0)
-                constants = tl.dot(query, tl.trans(low.to(tl.float16)))
-        found, scores, added = highest, (), ()
+        # What the lows of keys add, the same for all tokens of a block: sixteen blocks at once.
+        if first % 16 == 0:
+            block = first + column
+            low = tl.load(k_low + block[:, None] * DIM + channel[None, :], mask=(block < blocks)[:, None], other=0.0)
+            constants = tl.dot(query, tl.trans(low.to(tl.float16)))
+        if AHEAD:
+            scores = ahead
+            ahead = _scores_of(query, k, k_scales, first + WIDE, blocks, place, DIM, UNIT, WIDE, TMA)
+        else:
+            scores = _scores_of(query, k, k_scales, first, blocks, place, DIM, UNIT, WIDE, TMA)
+        found, added = highest, ()
         for index in tl.static_range(WIDE):
-            block = tl.minimum(first + index, blocks - 1)
-            codes = _rows_of(k, (place + block) * UNIT, 0, UNIT, DIM, DIM, TMA)
-            scale = _row_of(k_scales, place + block, DIM, TMA)
-            if TABLE:
-                constant = tl.sum(tl.where((column == first % 16 + index)[None, :], constants, 0.0), 1)
-            else:
-                low = tl.load(k_low + block * DIM + channel).to(tl.float16)
-                constant = tl.max(tl.dot(query, tl.broadcast_to(low[:, None], (DIM, _WIDTH))), 1)
+            constant = tl.sum(tl.where((column == first % 16 + index)[None, :], constants, 0.0), 1)
             if WIDE > 1:
                 constant = tl.where(first + index < blocks, constant, FAR)
-            scores = scores + (tl.dot(query * scale[None, :], tl.trans(codes)),)
             added = added + (constant,)
             found = tl.maximum(found, tl.max(scores[index], 1) + constant)
         if LAZY:
@@ -131,15 +145,15 @@ def _see_codes(
             sums *= shrink[:, None]
             mixed = scaled(mixed, shrink[:, None], GROUPS)
         for index in tl.static_range(WIDE):
-            block = tl.minimum(first + index, blocks - 1)
+            block = place + tl.minimum(first + index, blocks - 1)
             weights = tl.exp2(scores[index] + (added[index] - highest)[:, None]).to(tl.float16)
             joined = ()
             for group in tl.static_range(GROUPS):
-                codes = _rows_of(v, (place + block) * UNIT, group * GROUP, UNIT, GROUP, DIM, TMA)
-                scale = _row_of(v_scales, (place + block) * GROUPS + group, UNIT, TMA)
+                codes = _rows_of(v, block * UNIT, group * GROUP, UNIT, GROUP, DIM, TMA)
+                scale = _row_of(v_scales, block * GROUPS + group, UNIT, TMA)
                 joined = joined + (tl.dot(weights * scale[None, :], codes, mixed[group]),)
             mixed = joined
-            sums = tl.dot(weights, _rows_of(thin, (place + block) * UNIT, 0, UNIT, _WIDTH, _WIDTH, TMA), sums)
+            sums = tl.dot(weights, _rows_of(thin, block * UNIT, 0, UNIT, _WIDTH, _WIDTH, TMA), sums)
     return sums, mixed, highest
 
 
@@ -178,7 +192,7 @@ def _prefill(
     q, k, k_scales, k_low, v, v_scales, thin, sink_k, sink_v, dense_k, dense_v, out,
     blocks, tiles, first, start, new, base, held, sinks, factor,
     SHARED: tl.constexpr, STACK: tl.constexpr, DIM: tl.constexpr, UNIT: tl.constexpr, GROUP: tl.constexpr,
-    ASSEMBLY: tl.constexpr, STAGES: tl.constexpr, WIDE: tl.constexpr, TABLE: tl.constexpr, LAZY: tl.constexpr,
+    ASSEMBLY: tl.constexpr, STAGES: tl.constexpr, WIDE: tl.constexpr, AHEAD: tl.constexpr, LAZY: tl.constexpr,
     TURN: tl.constexpr, TMA: tl.constexpr,
 ):  # fmt: skip
     """Program (head, tile, stack of query heads), the stacks of a tile side by side, longest tiles first, so that what
@@ -206,7 +220,7 @@ def _prefill(
     closed = tl.maximum(tl.minimum(own, blocks), 0)
     sums, mixed, highest = _see_codes(
         small, sums, mixed, highest, k, k_scales, k_low + head * blocks * DIM, v, v_scales, thin, closed,
-        slot * blocks, DIM, UNIT, GROUP, STAGES, WIDE, TABLE, LAZY, TMA,
+        slot * blocks, DIM, UNIT, GROUP, STAGES, WIDE, AHEAD, LAZY, TMA,
     )  # fmt: skip
     query = tl.load(q + q_at, mask=is_query[:, None], other=0.0).to(dense_k.dtype.element_ty)
     token = tl.arange(0, _WIDTH)
@@ -241,7 +255,7 @@ class Tuning:
     warps: int = 8
     stages: int = 2
     wide: int = 1
-    table: bool = True
+    ahead: bool = False
     lazy: bool = False
     turn: bool = True
     tma: bool = True
@@ -296,6 +310,6 @@ def attend(
             k.sinks, v.sinks, k.open, v.open, out,
             units, tiles, first, start, new, tokens - held, held, sinks, scale * math.log2(math.e),
             SHARED=shared, STACK=stack, DIM=dim, UNIT=unit, GROUP=group, ASSEMBLY=tuning.assembly,
-            STAGES=tuning.stages, WIDE=tuning.wide, TABLE=tuning.table, LAZY=tuning.lazy, TURN=tuning.turn, TMA=tuning.tma, num_warps=tuning.warps,
+            STAGES=tuning.stages, WIDE=tuning.wide, AHEAD=tuning.ahead, LAZY=tuning.lazy, TURN=tuning.turn, TMA=tuning.tma, num_warps=tuning.warps,
         )  # fmt: skip
     return out
