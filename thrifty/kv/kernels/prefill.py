@@ -27,32 +27,39 @@ from thrifty.kv.kernels.fields import scaled, zeros
 _WIDTH = tl.constexpr(16)  # the least that a product takes
 
 
-@triton.jit(do_not_specialize=["blocks", "head"])
+@triton.jit
+@no_type_check
+def _whole(codes, source, at, is_here, DIM: tl.constexpr, UNIT: tl.constexpr, BITS: tl.constexpr):
+    """Codes `at` of a block as whole numbers in float16."""
+    byte = tl.load(codes + source * (UNIT * DIM * BITS // 8) + at * BITS // 8, mask=is_here, other=0).to(tl.int32)
+    return ((byte >> (at * BITS % 8)) & ((1 << BITS) - 1)).to(tl.float16)
+
+
+@triton.jit(do_not_specialize=["blocks", "slots", "head"])
 @no_type_check
 def _unpack(
-    k_codes, k_scale, v_codes, v_scale, v_low, k, k_scales, v, v_scales, thin, blocks, head,
+    k_codes, k_scale, v_codes, v_scale, v_low, k, k_scales, v, v_scales, thin, blocks, slots, head,
     DIM: tl.constexpr, UNIT: tl.constexpr, GROUP: tl.constexpr, K_BITS: tl.constexpr, V_BITS: tl.constexpr,
 ):  # fmt: skip
-    """Program (block, head of those in the workspace): its codes as float16 whole numbers, the scales of values by
-    group, and the thin operand: the lows of each group of channels, then ones."""
+    """Program (slot, head of those in the workspace): a block's codes, the scales of its values by group, and a thin
+    operand: the lows of each group of channels, then ones. Slots without a block become zeros."""
     GROUPS: tl.constexpr = DIM // GROUP
-    slot = (tl.program_id(1) * blocks + tl.program_id(0)).to(tl.int64)
-    source = ((head + tl.program_id(1)) * blocks + tl.program_id(0)).to(tl.int64)
+    block = tl.program_id(0)
+    slot = (tl.program_id(1) * slots + block).to(tl.int64)
+    source = ((head + tl.program_id(1)) * blocks + block).to(tl.int64)
+    is_here = block < blocks
     token, channel, column = tl.arange(0, UNIT), tl.arange(0, DIM), tl.arange(0, _WIDTH)
     at = token[:, None] * DIM + channel[None, :]
-    tl.store(k_scales + slot * DIM + channel, tl.load(k_scale + source * DIM + channel).to(tl.float16))
-    byte = tl.load(k_codes + source * (UNIT * DIM * K_BITS // 8) + at * K_BITS // 8).to(tl.int32)
-    code = (byte >> (at * K_BITS % 8)) & ((1 << K_BITS) - 1)
-    tl.store(k + slot * (UNIT * DIM) + at, code.to(tl.float16))
-    byte = tl.load(v_codes + source * (UNIT * DIM * V_BITS // 8) + at * V_BITS // 8).to(tl.int32)
-    code = (byte >> (at * V_BITS % 8)) & ((1 << V_BITS) - 1)
-    tl.store(v + slot * (UNIT * DIM) + at, code.to(tl.float16))
+    scale = tl.load(k_scale + source * DIM + channel, mask=is_here, other=0.0)
+    tl.store(k_scales + slot * DIM + channel, scale.to(tl.float16))
+    tl.store(k + slot * (UNIT * DIM) + at, _whole(k_codes, source, at, is_here, DIM, UNIT, K_BITS))
+    tl.store(v + slot * (UNIT * DIM) + at, _whole(v_codes, source, at, is_here, DIM, UNIT, V_BITS))
     source *= UNIT * GROUPS
     for group in tl.static_range(GROUPS):
-        scale = tl.load(v_scale + source + token * GROUPS + group)
-        tl.store(v_scales + slot * (GROUPS * UNIT) + group * UNIT + token, scale.to(tl.float16))
+        scale = tl.load(v_scale + source + token * GROUPS + group, mask=is_here, other=0.0)
+        tl.store(v_scales + (slot * GROUPS + group) * UNIT + token, scale.to(tl.float16))
     low = v_low + source + token[:, None] * GROUPS + column[None, :]
-    low = tl.load(low, mask=(column < GROUPS)[None, :], other=0.0).to(tl.float16)
+    low = tl.load(low, mask=(column < GROUPS)[None, :] & is_here, other=0.0).to(tl.float16)
     low = tl.where((column == GROUPS)[None, :], 1.0, low).to(tl.float16)
     tl.store(thin + slot * (UNIT * _WIDTH) + token[:, None] * _WIDTH + column[None, :], low)
 
@@ -89,46 +96,28 @@ def _row_of(x, row, COLUMNS: tl.constexpr, TMA: tl.constexpr):
 
 @triton.jit
 @no_type_check
-def _scores_of(
-    query, k, k_scales, first, blocks, place,
-    DIM: tl.constexpr, UNIT: tl.constexpr, WIDE: tl.constexpr, TMA: tl.constexpr,
-):  # fmt: skip
-    """Scores with `WIDE` blocks, but for what the lows of keys add."""
-    scores = ()
-    for index in tl.static_range(WIDE):
-        block = place + tl.minimum(first + index, blocks - 1)
-        codes = _rows_of(k, block * UNIT, 0, UNIT, DIM, DIM, TMA)
-        scale = _row_of(k_scales, block, DIM, TMA)
-        scores = scores + (tl.dot(query * scale[None, :], tl.trans(codes)),)
-    return scores
-
-
-@triton.jit
-@no_type_check
 def _see_codes(
     query, sums, mixed, highest, k, k_scales, k_low, v, v_scales, thin, blocks, place,
     DIM: tl.constexpr, UNIT: tl.constexpr, GROUP: tl.constexpr, STAGES: tl.constexpr, WIDE: tl.constexpr,
-    AHEAD: tl.constexpr, LAZY: tl.constexpr, TMA: tl.constexpr,
+    LAZY: tl.constexpr, TMA: tl.constexpr,
 ):  # fmt: skip
-    """The first `blocks` closed blocks, `WIDE` at a time. `sums` [queries, 16] are, by column, what the lows of each
-    group of channels add, and after them the weights."""
+    """The first `blocks` closed blocks, `WIDE` at a time, of the head whose first block in the workspace is `place`.
+    `sums` [queries, 16] are, by column, what the lows of each group of channels add, and after them the weights."""
     GROUPS: tl.constexpr = DIM // GROUP
     channel, column = tl.arange(0, DIM), tl.arange(0, _WIDTH)
     constants = tl.zeros((query.shape[0], _WIDTH), tl.float32)
-    if AHEAD:
-        ahead = _scores_of(query, k, k_scales, 0, blocks, place, DIM, UNIT, WIDE, TMA)
     for first in tl.range(0, blocks, WIDE, num_stages=STAGES):
         # What the lows of keys add, the same for all tokens of a block: sixteen blocks at once.
         if first % 16 == 0:
             block = first + column
             low = tl.load(k_low + block[:, None] * DIM + channel[None, :], mask=(block < blocks)[:, None], other=0.0)
             constants = tl.dot(query, tl.trans(low.to(tl.float16)))
-        if AHEAD:
-            scores = ahead
-            ahead = _scores_of(query, k, k_scales, first + WIDE, blocks, place, DIM, UNIT, WIDE, TMA)
-        else:
-            scores = _scores_of(query, k, k_scales, first, blocks, place, DIM, UNIT, WIDE, TMA)
-        found, added = highest, ()
+        found, scores, added = highest, (), ()
+        for index in tl.static_range(WIDE):
+            block = place + first + index
+            codes = _rows_of(k, block * UNIT, 0, UNIT, DIM, DIM, TMA)
+            scale = _row_of(k_scales, block, DIM, TMA)
+            scores = scores + (tl.dot(query * scale[None, :], tl.trans(codes)),)
         for index in tl.static_range(WIDE):
             constant = tl.sum(tl.where((column == first % 16 + index)[None, :], constants, 0.0), 1)
             if WIDE > 1:
@@ -145,7 +134,7 @@ def _see_codes(
             sums *= shrink[:, None]
             mixed = scaled(mixed, shrink[:, None], GROUPS)
         for index in tl.static_range(WIDE):
-            block = place + tl.minimum(first + index, blocks - 1)
+            block = place + first + index
             weights = tl.exp2(scores[index] + (added[index] - highest)[:, None]).to(tl.float16)
             joined = ()
             for group in tl.static_range(GROUPS):
@@ -186,13 +175,13 @@ def _see_dense(
 
 
 # Lengths change from call to call; a kernel compiled for one that divides by 16 would soon have to be compiled again.
-@triton.jit(do_not_specialize=["blocks", "tiles", "first", "start", "new", "base", "held", "sinks"])
+@triton.jit(do_not_specialize=["blocks", "slots", "tiles", "first", "start", "new", "base", "held", "sinks"])
 @no_type_check
 def _prefill(
     q, k, k_scales, k_low, v, v_scales, thin, sink_k, sink_v, dense_k, dense_v, out,
-    blocks, tiles, first, start, new, base, held, sinks, factor,
+    blocks, slots, tiles, first, start, new, base, held, sinks, factor,
     SHARED: tl.constexpr, STACK: tl.constexpr, DIM: tl.constexpr, UNIT: tl.constexpr, GROUP: tl.constexpr,
-    ASSEMBLY: tl.constexpr, STAGES: tl.constexpr, WIDE: tl.constexpr, AHEAD: tl.constexpr, LAZY: tl.constexpr,
+    ASSEMBLY: tl.constexpr, STAGES: tl.constexpr, WIDE: tl.constexpr, LAZY: tl.constexpr,
     TURN: tl.constexpr, TMA: tl.constexpr,
 ):  # fmt: skip
     """Program (head, tile, stack of query heads), the stacks of a tile side by side, longest tiles first, so that what
@@ -220,7 +209,7 @@ def _prefill(
     closed = tl.maximum(tl.minimum(own, blocks), 0)
     sums, mixed, highest = _see_codes(
         small, sums, mixed, highest, k, k_scales, k_low + head * blocks * DIM, v, v_scales, thin, closed,
-        slot * blocks, DIM, UNIT, GROUP, STAGES, WIDE, AHEAD, LAZY, TMA,
+        slot * slots, DIM, UNIT, GROUP, STAGES, WIDE, LAZY, TMA,
     )  # fmt: skip
     query = tl.load(q + q_at, mask=is_query[:, None], other=0.0).to(dense_k.dtype.element_ty)
     token = tl.arange(0, _WIDTH)
@@ -255,7 +244,6 @@ class Tuning:
     warps: int = 8
     stages: int = 2
     wide: int = 1
-    ahead: bool = False
     lazy: bool = False
     turn: bool = True
     tma: bool = True
@@ -287,29 +275,25 @@ def attend(
     tiles = (tokens - 1 - sinks) // unit - (start - sinks) // unit + 1
     query = q.contiguous()
     out = torch.empty_like(query)
-    each = max(1, min(rows * kv_heads, workspace // (2 * units * (unit * (2 * dim + groups + 16) + dim))))
-    whole = torch.empty(2, each, units * unit, dim, dtype=torch.float16, device=q.device)
-    k_scales = torch.empty(each, units, dim, dtype=torch.float16, device=q.device)
-    v_scales = torch.empty(each, units, groups, unit, dtype=torch.float16, device=q.device)
-    thin = torch.empty(each, units * unit, 16, dtype=torch.float16, device=q.device)
-    read = (whole[0], k_scales, whole[1], v_scales, thin)
+    slots = -(-units // tuning.wide) * tuning.wide
+    each = max(1, min(rows * kv_heads, workspace // (2 * slots * (unit * (2 * dim + groups + 16) + dim))))
+    sizes = ((unit, dim), (1, dim), (unit, dim), (groups, unit), (unit, 16))
+    room = [torch.empty(each * slots * n, m, dtype=torch.float16, device=q.device) for n, m in sizes]
+    read = room
     if tuning.tma:
         shapes = ((unit, dim), (1, dim), (unit, group), (1, unit), (unit, 16))
-        read = tuple(
-            TensorDescriptor.from_tensor(x.view(-1, x.shape[-1]), list(shape))
-            for x, shape in zip(read, shapes, strict=True)
-        )
+        read = [TensorDescriptor.from_tensor(x, list(shape)) for x, shape in zip(room, shapes, strict=True)]
     for first in range(0, rows * kv_heads, each):
         count = min(each, rows * kv_heads - first)
-        _unpack[units, count](
+        _unpack[slots, count](
             k.closed["codes"], k.closed["scale"], v.closed["codes"], v.closed["scale"], v.closed["low"],
-            whole[0], k_scales, whole[1], v_scales, thin, units, first, DIM=dim, UNIT=unit, GROUP=group, K_BITS=k_bits, V_BITS=v_bits,
+            *room, units, slots, first, DIM=dim, UNIT=unit, GROUP=group, K_BITS=k_bits, V_BITS=v_bits,
         )  # fmt: skip
         _prefill[(count * tiles * shared // stack,)](
             query, read[0], read[1], k.closed["low"], *read[2:],
             k.sinks, v.sinks, k.open, v.open, out,
-            units, tiles, first, start, new, tokens - held, held, sinks, scale * math.log2(math.e),
+            units, slots, tiles, first, start, new, tokens - held, held, sinks, scale * math.log2(math.e),
             SHARED=shared, STACK=stack, DIM=dim, UNIT=unit, GROUP=group, ASSEMBLY=tuning.assembly,
-            STAGES=tuning.stages, WIDE=tuning.wide, AHEAD=tuning.ahead, LAZY=tuning.lazy, TURN=tuning.turn, TMA=tuning.tma, num_warps=tuning.warps,
+            STAGES=tuning.stages, WIDE=tuning.wide, LAZY=tuning.lazy, TURN=tuning.turn, TMA=tuning.tma, num_warps=tuning.warps,
         )  # fmt: skip
     return out
