@@ -38,7 +38,7 @@ def _whole(codes, source, at, is_here, DIM: tl.constexpr, UNIT: tl.constexpr, BI
 @triton.jit(do_not_specialize=["blocks", "slots", "head"])
 @no_type_check
 def _unpack(
-    k_codes, k_scale, v_codes, v_scale, v_low, k, k_scales, v, v_scales, thin, blocks, slots, head,
+    k_codes, k_scale, v_codes, v_scale, v_low, k, k_scales, v, v_scales, thin, k_low, k_lows, blocks, slots, head,
     DIM: tl.constexpr, UNIT: tl.constexpr, GROUP: tl.constexpr, K_BITS: tl.constexpr, V_BITS: tl.constexpr,
 ):  # fmt: skip
     """Program (slot, head of those in the workspace): a block's codes, the scales of its values by group, and a thin
@@ -52,6 +52,8 @@ def _unpack(
     at = token[:, None] * DIM + channel[None, :]
     scale = tl.load(k_scale + source * DIM + channel, mask=is_here, other=0.0)
     tl.store(k_scales + slot * DIM + channel, scale.to(tl.float16))
+    low = tl.load(k_low + source * DIM + channel, mask=is_here, other=0.0)
+    tl.store(k_lows + slot * DIM + channel, low.to(tl.float16))
     tl.store(k + slot * (UNIT * DIM) + at, _whole(k_codes, source, at, is_here, DIM, UNIT, K_BITS))
     tl.store(v + slot * (UNIT * DIM) + at, _whole(v_codes, source, at, is_here, DIM, UNIT, V_BITS))
     source *= UNIT * GROUPS
@@ -178,11 +180,11 @@ def _see_dense(
 @triton.jit(do_not_specialize=["blocks", "slots", "tiles", "first", "start", "new", "base", "held", "sinks"])
 @no_type_check
 def _prefill(
-    q, k, k_scales, k_low, v, v_scales, thin, sink_k, sink_v, dense_k, dense_v, out,
+    q, k, k_scales, k_low, v, v_scales, thin, sink_k, sink_v, dense_k, dense_v, out, seen,
     blocks, slots, tiles, first, start, new, base, held, sinks, factor,
     SHARED: tl.constexpr, STACK: tl.constexpr, DIM: tl.constexpr, UNIT: tl.constexpr, GROUP: tl.constexpr,
     ASSEMBLY: tl.constexpr, STAGES: tl.constexpr, WIDE: tl.constexpr, LAZY: tl.constexpr,
-    TURN: tl.constexpr, TMA: tl.constexpr,
+    TURN: tl.constexpr, TMA: tl.constexpr, APART: tl.constexpr,
 ):  # fmt: skip
     """Program (head, tile, stack of query heads), the stacks of a tile side by side, longest tiles first, so that what
     runs at a time reads the same keys."""
@@ -198,19 +200,28 @@ def _prefill(
     position = sinks + own * UNIT + row % UNIT
     is_query = (position >= start) & (position < start + new)
     q_at = (q_head * new + position - start)[:, None] * DIM + tl.arange(0, DIM)[None, :]
-    query = tl.load(q + q_at, mask=is_query[:, None], other=0.0)
-    small = (query.to(tl.float32) * factor).to(tl.float16)
-    if TURN:
-        channel = tl.arange(0, DIM)
-        small = tl.dot(small, (channel[:, None] == channel[None, :]).to(tl.float16)).to(tl.float16)
-    highest = tl.full((ROWS,), START, tl.float32)
-    sums = tl.zeros((ROWS, _WIDTH), tl.float32)
     mixed = zeros(GROUPS, ROWS, GROUP)
+    sums = tl.zeros((ROWS, _WIDTH), tl.float32)
     closed = tl.maximum(tl.minimum(own, blocks), 0)
-    sums, mixed, highest = _see_codes(
-        small, sums, mixed, highest, k, k_scales, k_low + head * blocks * DIM, v, v_scales, thin, closed,
-        slot * slots, DIM, UNIT, GROUP, STAGES, WIDE, LAZY, TMA,
-    )  # fmt: skip
+    if APART:
+        highest = tl.load(seen + q_head * new + position - start, mask=is_query, other=START)
+        sums += tl.where((tl.arange(0, _WIDTH) == GROUPS)[None, :], 1.0, 0.0)
+        joined = ()
+        for group in tl.static_range(GROUPS):
+            at = (q_head * new + position - start)[:, None] * DIM + group * GROUP + tl.arange(0, GROUP)[None, :]
+            joined = joined + (mixed[group] + tl.load(out + at, mask=is_query[:, None], other=0.0).to(tl.float32),)
+        mixed = joined
+    else:
+        highest = tl.full((ROWS,), START, tl.float32)
+        query = tl.load(q + q_at, mask=is_query[:, None], other=0.0)
+        small = (query.to(tl.float32) * factor).to(tl.float16)
+        if TURN:
+            channel = tl.arange(0, DIM)
+            small = tl.dot(small, (channel[:, None] == channel[None, :]).to(tl.float16)).to(tl.float16)
+        sums, mixed, highest = _see_codes(
+            small, sums, mixed, highest, k, k_scales, k_low + head * blocks * DIM, v, v_scales, thin, closed,
+            slot * slots, DIM, UNIT, GROUP, STAGES, WIDE, LAZY, TMA,
+        )  # fmt: skip
     query = tl.load(q + q_at, mask=is_query[:, None], other=0.0).to(dense_k.dtype.element_ty)
     token = tl.arange(0, _WIDTH)
     for seen in tl.range(0, sinks, _WIDTH, num_stages=1):
@@ -234,6 +245,25 @@ def _prefill(
         tl.store(out + at, value.to(out.dtype.element_ty), mask=is_query[:, None])
 
 
+def _apart(query, room, lows, out, seen, units, slots, tiles, first, start, new, sinks, scale, count, shared,
+           dim, unit, group, stages):
+    from triton.experimental.gluon import language as gl
+    from triton.experimental.gluon.nvidia.hopper import TensorDescriptor as Described
+
+    from thrifty.kv.kernels import apart
+
+    k, k_scales, v, v_scales, thin = room
+    read = [
+        Described.from_tensor(x, list(shape), gl.NVMMASharedLayout.get_default_for(list(shape), gl.float16))
+        for x, shape in ((k, (unit, dim)), (k_scales, (1, dim)), (lows, (8, dim)), (v, (unit, group)),
+                         (v_scales, (1, unit)), (thin, (unit, 16)))
+    ]
+    apart.see_codes[(count * tiles * shared // 2,)](
+        query, *read, out, seen, units, slots, tiles, first, start, new, sinks, scale * math.log2(math.e),
+        SHARED=shared, DIM=dim, UNIT=unit, GROUP=group, STAGES=stages, num_warps=4,
+    )
+
+
 @dataclass(frozen=True)
 class Tuning:
     """How the kernel runs: query heads that share a tile, warps, stages of the pipeline, blocks at a time, whether
@@ -247,6 +277,7 @@ class Tuning:
     lazy: bool = False
     turn: bool = True
     tma: bool = True
+    apart: bool = False
     assembly: bool = True
 
 
@@ -279,6 +310,8 @@ def attend(
     each = max(1, min(rows * kv_heads, workspace // (2 * slots * (unit * (2 * dim + groups + 16) + dim))))
     sizes = ((unit, dim), (1, dim), (unit, dim), (groups, unit), (unit, 16))
     room = [torch.empty(each * slots * n, m, dtype=torch.float16, device=q.device) for n, m in sizes]
+    lows = torch.zeros(each * slots + 8, dim, dtype=torch.float16, device=q.device)
+    seen = torch.empty(rows, heads, new, dtype=torch.float32, device=q.device) if tuning.apart else None
     read = room
     if tuning.tma:
         shapes = ((unit, dim), (1, dim), (unit, group), (1, unit), (unit, 16))
@@ -287,13 +320,16 @@ def attend(
         count = min(each, rows * kv_heads - first)
         _unpack[slots, count](
             k.closed["codes"], k.closed["scale"], v.closed["codes"], v.closed["scale"], v.closed["low"],
-            *room, units, slots, first, DIM=dim, UNIT=unit, GROUP=group, K_BITS=k_bits, V_BITS=v_bits,
+            *room, k.closed["low"], lows, units, slots, first, DIM=dim, UNIT=unit, GROUP=group, K_BITS=k_bits, V_BITS=v_bits,
         )  # fmt: skip
+        if tuning.apart:
+            _apart(query, room, lows, out, seen, units, slots, tiles, first, start, new, sinks, scale, count, shared,
+                   dim, unit, group, tuning.stages)
         _prefill[(count * tiles * shared // stack,)](
             query, read[0], read[1], k.closed["low"], *read[2:],
-            k.sinks, v.sinks, k.open, v.open, out,
+            k.sinks, v.sinks, k.open, v.open, out, seen,
             units, slots, tiles, first, start, new, tokens - held, held, sinks, scale * math.log2(math.e),
             SHARED=shared, STACK=stack, DIM=dim, UNIT=unit, GROUP=group, ASSEMBLY=tuning.assembly,
-            STAGES=tuning.stages, WIDE=tuning.wide, LAZY=tuning.lazy, TURN=tuning.turn, TMA=tuning.tma, num_warps=tuning.warps,
+            STAGES=tuning.stages, WIDE=tuning.wide, LAZY=tuning.lazy, TURN=tuning.turn, TMA=tuning.tma, APART=tuning.apart, num_warps=tuning.warps,
         )  # fmt: skip
     return out
