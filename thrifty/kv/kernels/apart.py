@@ -50,9 +50,59 @@ def _copy(
 
 @gluon.jit
 @no_type_check
+def _score(
+    q_room, k_room, ks_room, kl_room, k_full, block,
+    UNIT: gl.constexpr, DIM: gl.constexpr, STAGES: gl.constexpr, S: gl.constexpr, C: gl.constexpr,
+):  # fmt: skip
+    """Start both products of the query with a block: with its codes, and with the lows."""
+    stage = block % STAGES
+    mbarrier.wait(k_full.index(stage), (block // STAGES) & 1)
+    scale = ks_room.index(stage).load(S)
+    operand = gl.convert_layout(q_room.load(S) * scale, gl.DotOperandLayout(0, S, 2))
+    scores = warpgroup_mma(
+        operand, k_room.index(stage).permute((1, 0)), gl.zeros([UNIT, UNIT], gl.float32, S), use_acc=False,
+        is_async=True,
+    )  # fmt: skip
+    constant = warpgroup_mma(
+        q_room, kl_room.index(stage).permute((1, 0)), gl.zeros([UNIT, 8], gl.float32, C), use_acc=False,
+        is_async=True,
+    )  # fmt: skip
+    return scores, constant
+
+
+@gluon.jit
+@no_type_check
+def _soften_and_mix(
+    scores, constant, best, left, right, total, v_room, vs_room, thin_room, v_full, stage, phase,
+    GROUPS: gl.constexpr, S: gl.constexpr, O: gl.constexpr, T: gl.constexpr, C: gl.constexpr, ROW: gl.constexpr,
+):  # fmt: skip
+    """Weights of a block, and the start of their products with its values."""
+    column = gl.arange(0, 8, gl.SliceLayout(0, C))
+    constant = gl.convert_layout(gl.sum(gl.where((column == 0)[None, :], constant, 0.0), 1), ROW)
+    found = gl.maximum(best, gl.max(scores, 1) + constant)
+    shrink = gl.exp2(best - found)
+    weights = gl.exp2(scores + (constant - found)[:, None]).to(gl.float16)
+    wide = gl.convert_layout(shrink, gl.SliceLayout(1, O))[:, None]
+    left, right = left * wide, right * wide
+    total = total * gl.convert_layout(shrink, gl.SliceLayout(1, T))[:, None]
+    mbarrier.wait(v_full.index(stage), phase)
+    scale = vs_room.index(stage * GROUPS).load(S)
+    operand = gl.convert_layout(weights * scale, gl.DotOperandLayout(0, O, 2))
+    left = warpgroup_mma(operand, v_room.index(stage * GROUPS), left, is_async=True)
+    scale = vs_room.index(stage * GROUPS + GROUPS - 1).load(S)
+    operand = gl.convert_layout(weights * scale, gl.DotOperandLayout(0, O, 2))
+    right = warpgroup_mma(operand, v_room.index(stage * GROUPS + GROUPS - 1), right, is_async=True)
+    operand = gl.convert_layout(weights, gl.DotOperandLayout(0, T, 2))
+    total = warpgroup_mma(operand, thin_room.index(stage), total, is_async=True)
+    return found, left, right, total
+
+
+@gluon.jit
+@no_type_check
 def _attend(
     q, q_room, out, highest, sources, rooms, bars, place, q_head, factor, first, new, blocks,
     DIM: gl.constexpr, UNIT: gl.constexpr, GROUP: gl.constexpr, STAGES: gl.constexpr, COPIES: gl.constexpr,
+    AHEAD: gl.constexpr,
 ):  # fmt: skip
     """A consumer: UNIT queries, those of them that are real from `first` on and before `new`."""
     GROUPS: gl.constexpr = DIM // GROUP
@@ -78,44 +128,44 @@ def _attend(
     if COPIES:
         for block in gl.static_range(STAGES - 2):
             _copy(sources, rooms, bars, place, block, blocks, DIM, UNIT, GROUP, STAGES)
-    for block in range(blocks):
-        stage = block % STAGES
-        phase = (block // STAGES) & 1
-        if COPIES:
-            _copy(sources, rooms, bars, place, block + STAGES - 2, blocks, DIM, UNIT, GROUP, STAGES)
-        mbarrier.wait(k_full.index(stage), phase)
-        scale = ks_room.index(stage).load(S)
-        operand = gl.convert_layout(q_room.load(S) * scale, gl.DotOperandLayout(0, S, 2))
-        scores = warpgroup_mma(
-            operand, k_room.index(stage).permute((1, 0)), gl.zeros([UNIT, UNIT], gl.float32, S), use_acc=False,
-            is_async=True,
-        )  # fmt: skip
-        constant = warpgroup_mma(
-            q_room, kl_room.index(stage).permute((1, 0)), gl.zeros([UNIT, 8], gl.float32, C), use_acc=False,
-            is_async=True,
-        )  # fmt: skip
-        scores, constant, left, right, total = warpgroup_mma_wait(0, [scores, constant, left, right, total])
-        mbarrier.arrive(k_empty.index(stage), count=1)
-        mbarrier.arrive(v_empty.index((block + STAGES - 1) % STAGES), count=1, pred=block > 0)
-        column = gl.arange(0, 8, gl.SliceLayout(0, C))
-        constant = gl.sum(gl.where((column == 0)[None, :], constant, 0.0), 1)
-        constant = gl.convert_layout(constant, ROW)
-        found = gl.maximum(best, gl.max(scores, 1) + constant)
-        shrink = gl.exp2(best - found)
-        best = found
-        weights = gl.exp2(scores + (constant - found)[:, None]).to(gl.float16)
-        wide = gl.convert_layout(shrink, gl.SliceLayout(1, O))[:, None]
-        left, right = left * wide, right * wide
-        total = total * gl.convert_layout(shrink, gl.SliceLayout(1, T))[:, None]
-        mbarrier.wait(v_full.index(stage), phase)
-        scale = vs_room.index(stage * GROUPS).load(S)
-        operand = gl.convert_layout(weights * scale, gl.DotOperandLayout(0, O, 2))
-        left = warpgroup_mma(operand, v_room.index(stage * GROUPS), left, is_async=True)
-        scale = vs_room.index(stage * GROUPS + GROUPS - 1).load(S)
-        operand = gl.convert_layout(weights * scale, gl.DotOperandLayout(0, O, 2))
-        right = warpgroup_mma(operand, v_room.index(stage * GROUPS + GROUPS - 1), right, is_async=True)
-        operand = gl.convert_layout(weights, gl.DotOperandLayout(0, T, 2))
-        total = warpgroup_mma(operand, thin_room.index(stage), total, is_async=True)
+    if AHEAD:
+        scores = gl.zeros([UNIT, UNIT], gl.float32, S)
+        constant = gl.zeros([UNIT, 8], gl.float32, C)
+        if blocks > 0:
+            scores, constant = _score(q_room, k_room, ks_room, kl_room, k_full, 0, UNIT, DIM, STAGES, S, C)
+            scores, constant = warpgroup_mma_wait(0, [scores, constant])
+            mbarrier.arrive(k_empty.index(0), count=1)
+        for block in range(blocks):
+            stage = block % STAGES
+            phase = (block // STAGES) & 1
+            if COPIES:
+                _copy(sources, rooms, bars, place, block + STAGES - 2, blocks, DIM, UNIT, GROUP, STAGES)
+            after = gl.minimum(block + 1, blocks - 1)
+            later, later_constant = _score(
+                q_room, k_room, ks_room, kl_room, k_full, after, UNIT, DIM, STAGES, S, C
+            )
+            left, right, total = warpgroup_mma_wait(2, [left, right, total])
+            mbarrier.arrive(v_empty.index((block + STAGES - 1) % STAGES), count=1, pred=block > 0)
+            best, left, right, total = _soften_and_mix(
+                scores, constant, best, left, right, total, v_room, vs_room, thin_room, v_full, stage, phase,
+                GROUPS, S, O, T, C, ROW,
+            )
+            scores, constant = warpgroup_mma_wait(3, [later, later_constant])
+            mbarrier.arrive(k_empty.index(after % STAGES), count=1, pred=block + 1 < blocks)
+    else:
+        for block in range(blocks):
+            stage = block % STAGES
+            phase = (block // STAGES) & 1
+            if COPIES:
+                _copy(sources, rooms, bars, place, block + STAGES - 2, blocks, DIM, UNIT, GROUP, STAGES)
+            scores, constant = _score(q_room, k_room, ks_room, kl_room, k_full, block, UNIT, DIM, STAGES, S, C)
+            scores, constant, left, right, total = warpgroup_mma_wait(0, [scores, constant, left, right, total])
+            mbarrier.arrive(k_empty.index(stage), count=1)
+            mbarrier.arrive(v_empty.index((block + STAGES - 1) % STAGES), count=1, pred=block > 0)
+            best, left, right, total = _soften_and_mix(
+                scores, constant, best, left, right, total, v_room, vs_room, thin_room, v_full, stage, phase,
+                GROUPS, S, O, T, C, ROW,
+            )
     left, right, total = warpgroup_mma_wait(0, [left, right, total])
     column = gl.arange(0, 16, gl.SliceLayout(0, T))[None, :]
     weight = gl.sum(gl.where(column == GROUPS, total, 0.0), 1)
@@ -140,6 +190,7 @@ def see_codes(
     q, k, k_scales, k_low, v, v_scales, thin, out, highest,
     blocks, slots, tiles, first, start, new, sinks, factor,
     SHARED: gl.constexpr, DIM: gl.constexpr, UNIT: gl.constexpr, GROUP: gl.constexpr, STAGES: gl.constexpr,
+    AHEAD: gl.constexpr,
 ):  # fmt: skip
     """Programs as those of `prefill`, two query heads each; writes what they have seen so far."""
     GROUPS: gl.constexpr = DIM // GROUP
@@ -175,9 +226,9 @@ def see_codes(
     gl.warp_specialize(
         [
             (_attend, (q, q_room.index(0), out, highest, sources, rooms, bars, place, q_head, factor, at, new, closed,
-                       DIM, UNIT, GROUP, STAGES, True)),
+                       DIM, UNIT, GROUP, STAGES, True, AHEAD)),
             (_attend, (q, q_room.index(1), out, highest, sources, rooms, bars, place, q_head + 1, factor, at, new,
-                       closed, DIM, UNIT, GROUP, STAGES, False)),
+                       closed, DIM, UNIT, GROUP, STAGES, False, AHEAD)),
         ],
         [4],
         [256],

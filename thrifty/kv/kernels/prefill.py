@@ -246,7 +246,7 @@ def _prefill(
 
 
 def _apart(query, room, lows, out, seen, units, slots, tiles, first, start, new, sinks, scale, count, shared,
-           dim, unit, group, stages):
+           dim, unit, group, stages, ahead):
     from triton.experimental.gluon import language as gl
     from triton.experimental.gluon.nvidia.hopper import TensorDescriptor as Described
 
@@ -260,7 +260,7 @@ def _apart(query, room, lows, out, seen, units, slots, tiles, first, start, new,
     ]
     apart.see_codes[(count * tiles * shared // 2,)](
         query, *read, out, seen, units, slots, tiles, first, start, new, sinks, scale * math.log2(math.e),
-        SHARED=shared, DIM=dim, UNIT=unit, GROUP=group, STAGES=stages, num_warps=4,
+        SHARED=shared, DIM=dim, UNIT=unit, GROUP=group, STAGES=stages, AHEAD=ahead, num_warps=4,
     )
 
 
@@ -278,6 +278,7 @@ class Tuning:
     turn: bool = True
     tma: bool = True
     apart: bool = False
+    ahead: bool = False
     assembly: bool = True
 
 
@@ -324,7 +325,7 @@ def attend(
         )  # fmt: skip
         if tuning.apart:
             _apart(query, room, lows, out, seen, units, slots, tiles, first, start, new, sinks, scale, count, shared,
-                   dim, unit, group, tuning.stages)
+                   dim, unit, group, tuning.stages, tuning.ahead)
         _prefill[(count * tiles * shared // stack,)](
             query, read[0], read[1], k.closed["low"], *read[2:],
             k.sinks, v.sinks, k.open, v.open, out, seen,
