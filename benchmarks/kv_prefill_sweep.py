@@ -16,6 +16,9 @@ from dataclasses import replace
 import torch
 
 VARIANTS = [
+    {"apart": True, "stages": 4},
+    {"apart": True, "stages": 4, "ahead": True},
+    {"apart": True, "stages": 5, "ahead": True},
     {"tma": False},
     {"tma": True},
     {"tma": False, "stages": 3},
@@ -26,7 +29,6 @@ VARIANTS = [
     {"tma": True, "wide": 2, "lazy": True},
     {"tma": False, "wide": 2, "lazy": True},
     {"tma": False, "turn": False},
-    {"tma": False, "ahead": True},
     {"tma": True, "stack": 1, "warps": 4},
     {"tma": False, "stack": 1, "warps": 4},
     {"tma": True, "stack": 1, "warps": 4, "lazy": True},
@@ -76,9 +78,9 @@ def error(variant, bits, tokens=4096):
 def alone(index):
     begin = time.time()
     try:
-        done = subprocess.run([sys.executable, __file__, "--alone", str(index)], capture_output=True, text=True, timeout=60)
+        done = subprocess.run([sys.executable, __file__, "--alone", str(index)], capture_output=True, text=True, timeout=45)
     except subprocess.TimeoutExpired:
-        return {"failed": "60 s"}
+        return {"failed": "45 s"}
     lines = [line for line in done.stdout.splitlines() if line.startswith("{")]
     if done.returncode or not lines:
         return {"failed": (done.stderr.strip().splitlines() or ["?"])[-1][:160]}

@@ -72,20 +72,21 @@ def _score(
 
 @gluon.jit
 @no_type_check
-def _soften_and_mix(
-    scores, constant, best, left, right, total, v_room, vs_room, thin_room, v_full, stage, phase,
-    GROUPS: gl.constexpr, S: gl.constexpr, O: gl.constexpr, T: gl.constexpr, C: gl.constexpr, ROW: gl.constexpr,
-):  # fmt: skip
-    """Weights of a block, and the start of their products with its values."""
+def _soften(scores, constant, best, C: gl.constexpr, ROW: gl.constexpr):
+    """(weights, the new maximum, by what earlier sums shrink)."""
     column = gl.arange(0, 8, gl.SliceLayout(0, C))
     constant = gl.convert_layout(gl.sum(gl.where((column == 0)[None, :], constant, 0.0), 1), ROW)
     found = gl.maximum(best, gl.max(scores, 1) + constant)
-    shrink = gl.exp2(best - found)
-    weights = gl.exp2(scores + (constant - found)[:, None]).to(gl.float16)
-    wide = gl.convert_layout(shrink, gl.SliceLayout(1, O))[:, None]
-    left, right = left * wide, right * wide
-    total = total * gl.convert_layout(shrink, gl.SliceLayout(1, T))[:, None]
-    mbarrier.wait(v_full.index(stage), phase)
+    return gl.exp2(scores + (constant - found)[:, None]).to(gl.float16), found, gl.exp2(best - found)
+
+
+@gluon.jit
+@no_type_check
+def _mix(
+    weights, left, right, total, v_room, vs_room, thin_room, stage,
+    GROUPS: gl.constexpr, S: gl.constexpr, O: gl.constexpr, T: gl.constexpr,
+):  # fmt: skip
+    """Start the products of weights with the values of a block."""
     scale = vs_room.index(stage * GROUPS).load(S)
     operand = gl.convert_layout(weights * scale, gl.DotOperandLayout(0, O, 2))
     left = warpgroup_mma(operand, v_room.index(stage * GROUPS), left, is_async=True)
@@ -94,7 +95,7 @@ def _soften_and_mix(
     right = warpgroup_mma(operand, v_room.index(stage * GROUPS + GROUPS - 1), right, is_async=True)
     operand = gl.convert_layout(weights, gl.DotOperandLayout(0, T, 2))
     total = warpgroup_mma(operand, thin_room.index(stage), total, is_async=True)
-    return found, left, right, total
+    return left, right, total
 
 
 @gluon.jit
@@ -129,29 +130,30 @@ def _attend(
         for block in gl.static_range(STAGES - 2):
             _copy(sources, rooms, bars, place, block, blocks, DIM, UNIT, GROUP, STAGES)
     if AHEAD:
-        scores = gl.zeros([UNIT, UNIT], gl.float32, S)
-        constant = gl.zeros([UNIT, 8], gl.float32, C)
+        weights = gl.zeros([UNIT, UNIT], gl.float16, S)
         if blocks > 0:
             scores, constant = _score(q_room, k_room, ks_room, kl_room, k_full, 0, UNIT, DIM, STAGES, S, C)
             scores, constant = warpgroup_mma_wait(0, [scores, constant])
             mbarrier.arrive(k_empty.index(0), count=1)
+            weights, best, _ = _soften(scores, constant, best, C, ROW)
         for block in range(blocks):
             stage = block % STAGES
-            phase = (block // STAGES) & 1
             if COPIES:
                 _copy(sources, rooms, bars, place, block + STAGES - 2, blocks, DIM, UNIT, GROUP, STAGES)
-            after = gl.minimum(block + 1, blocks - 1)
-            later, later_constant = _score(
-                q_room, k_room, ks_room, kl_room, k_full, after, UNIT, DIM, STAGES, S, C
+            after = gl.minimum(block + 1, blocks - 1)  # the last block once more changes nothing
+            scores, constant = _score(q_room, k_room, ks_room, kl_room, k_full, after, UNIT, DIM, STAGES, S, C)
+            mbarrier.wait(v_full.index(stage), (block // STAGES) & 1)
+            left, right, total = _mix(
+                weights, left, right, total, v_room, vs_room, thin_room, stage, GROUPS, S, O, T
             )
-            left, right, total = warpgroup_mma_wait(2, [left, right, total])
-            mbarrier.arrive(v_empty.index((block + STAGES - 1) % STAGES), count=1, pred=block > 0)
-            best, left, right, total = _soften_and_mix(
-                scores, constant, best, left, right, total, v_room, vs_room, thin_room, v_full, stage, phase,
-                GROUPS, S, O, T, C, ROW,
-            )
-            scores, constant = warpgroup_mma_wait(3, [later, later_constant])
+            scores, constant = warpgroup_mma_wait(3, [scores, constant])
             mbarrier.arrive(k_empty.index(after % STAGES), count=1, pred=block + 1 < blocks)
+            weights, best, shrink = _soften(scores, constant, best, C, ROW)
+            left, right, total = warpgroup_mma_wait(0, [left, right, total])
+            mbarrier.arrive(v_empty.index(stage), count=1)
+            wide = gl.convert_layout(shrink, gl.SliceLayout(1, O))[:, None]
+            total = warpgroup_mma_init(total * gl.convert_layout(shrink, gl.SliceLayout(1, T))[:, None])
+            left, right = warpgroup_mma_init(left * wide), warpgroup_mma_init(right * wide)
     else:
         for block in range(blocks):
             stage = block % STAGES
@@ -162,9 +164,13 @@ def _attend(
             scores, constant, left, right, total = warpgroup_mma_wait(0, [scores, constant, left, right, total])
             mbarrier.arrive(k_empty.index(stage), count=1)
             mbarrier.arrive(v_empty.index((block + STAGES - 1) % STAGES), count=1, pred=block > 0)
-            best, left, right, total = _soften_and_mix(
-                scores, constant, best, left, right, total, v_room, vs_room, thin_room, v_full, stage, phase,
-                GROUPS, S, O, T, C, ROW,
+            weights, best, shrink = _soften(scores, constant, best, C, ROW)
+            wide = gl.convert_layout(shrink, gl.SliceLayout(1, O))[:, None]
+            left, right = left * wide, right * wide
+            total = total * gl.convert_layout(shrink, gl.SliceLayout(1, T))[:, None]
+            mbarrier.wait(v_full.index(stage), phase)
+            left, right, total = _mix(
+                weights, left, right, total, v_room, vs_room, thin_room, stage, GROUPS, S, O, T
             )
     left, right, total = warpgroup_mma_wait(0, [left, right, total])
     column = gl.arange(0, 16, gl.SliceLayout(0, T))[None, :]
