@@ -9,7 +9,7 @@ each closed block the query takes the scales of keys, the weights those of value
 as they are; what the lows add comes from two thin products. Otherwise this is FlashAttention-2 (Dao, 2023).
 
 Products in 8 bits would be twice as fast, but each block has scales of its own: the query, or the weights, would have
-to be quantised again for every block, and the sums of every block scaled, which takes longer than what is won.
+to be quantised again for every block, and the sums of every block scaled. By count (not measured) that takes longer.
 """
 
 import math
