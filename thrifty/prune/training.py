@@ -18,9 +18,10 @@ class Training:
     """The same for every method, so that they can be compared.
 
     `learning_rate` is that of a batch of 128 and grows with `batch_size`; it rises over the first `rising_epochs` and
-    falls as a cosine to 0. `cutout` is the side, in pixels, of the square that each image misses. `form` says how a step is run: `eager`; `graph`, replayed from a CUDA graph, for networks of
-    many small kernels; `compiled` by torch.compile; or `compiled_graph`, both. `holdout` is the share of the training
-    images that a controller learns from and weights do not, until the decision is made.
+    falls as a cosine to 0. `cutout` is the side, in pixels, of the square that each image misses. `form` says how a
+    step is run: `eager`; `graph`, replayed from a CUDA graph, for networks of many small kernels; `compiled` by
+    torch.compile; or `compiled_graph`, both. `holdout` is the share of the training images that a controller learns
+    from and weights do not, until the decision is made.
     """
 
     epochs: int = 100
