@@ -112,8 +112,11 @@ def joined(parts: Path, state: Path) -> Path:
 
 
 def command_of(one: str, gpu: int, log: Path | None = None) -> subprocess.Popen:
-    """This very command for one run, on one GPU."""
-    environment = os.environ | {"CUDA_VISIBLE_DEVICES": str(gpu)} if torch.cuda.is_available() else os.environ
+    """This very command for one run, on one of the GPUs that this process sees."""
+    environment = dict(os.environ)
+    if torch.cuda.is_available():
+        seen = os.environ.get("CUDA_VISIBLE_DEVICES")
+        environment["CUDA_VISIBLE_DEVICES"] = seen.split(",")[gpu] if seen else str(gpu)
     words = [sys.executable, __file__, *sys.argv[1:], "--one", one]
     target = None if log is None else log.open("a")
     return subprocess.Popen(words, env=environment, stdout=target, stderr=subprocess.STDOUT if target else None)
