@@ -7,8 +7,8 @@ A run is METHOD:ACTIVE[:WIDTHS[:SEED[:SETTINGS]]]; WIDTHS is layer or equal; SET
 `seconds` (of training; the steps that fit are found by trying), `batch`, `calibration`, `scope`. Runs are shared out
 over the GPUs, `--a-device` processes on each; a line is appended for each as it ends; those for which no time is left
 are named. Training text: WikiText-2's validation part and books, a tenth of each held out; `--on held-out` measures on
-that, for choosing settings; `--on test` (WikiText-2's test part) is for the numbers that are reported, with the ratio on
-what was held out beside them.
+that, for choosing settings; `--on test` (WikiText-2's test part) is for the numbers that are reported, with the ratio
+on what was held out beside them.
 """
 
 import argparse
