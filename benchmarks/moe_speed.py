@@ -17,9 +17,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
+from moe_speed_gpu import MOST_COPIED, on_gpu
 from torch import nn
-
-MOST_COPIED = 16  # with more experts their copies do not fit beside the rest
 
 
 def random_plan(model: nn.Module, active: float, experts: int) -> object:
@@ -101,8 +100,6 @@ def main() -> None:
     about = {"command": " ".join(sys.argv), "torch": torch.__version__, "python": platform.python_version()}
     out = asked.out or Path(f"results/moe_speed_{'gpu' if asked.device == 'cuda' else 'cpu'}.jsonl")
     out.parent.mkdir(parents=True, exist_ok=True)
-    from moe_speed_gpu import on_gpu
-
     begin = time.perf_counter()
     with torch.inference_mode(), out.open("w", encoding="utf-8") as file:
         for line in on_gpu(asked) if asked.device == "cuda" else on_cpu(asked):

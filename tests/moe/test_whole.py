@@ -6,7 +6,7 @@ from torch.nn.functional import silu
 
 from thrifty.errors import SettingError
 from thrifty.moe import apply, whole
-from thrifty.moe.experts import PackedMlp, Shape
+from thrifty.moe.experts import PackedMlp, Shape, run_sorted
 from thrifty.moe.grouped import run_grouped
 from thrifty.moe.packing import Packing
 
@@ -80,6 +80,45 @@ def test_a_graph_holds_everything() -> None:
     assert float((found - wanted).float().norm() / wanted.float().norm()) < 1e-2
 
 
-def test_tiles_are_for_half_precision_on_a_hopper_gpu() -> None:
-    assert not whole.suits_tiles(torch.zeros(4, 8), torch.zeros(2, 8, 8))
-    assert not whole.suits_tiles(torch.zeros(4, 8, dtype=torch.bfloat16), torch.zeros(2, 8, 8))
+def matrices(width: int = 16, channels: int = 8, dtype: torch.dtype = torch.bfloat16) -> list[torch.Tensor]:
+    shapes = (4, width), (2, 2 * channels, width), (2, width, channels)
+    return [torch.zeros(shape, dtype=dtype) for shape in shapes]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_tiles_are_for_rows_at_multiples_of_16_bytes(dtype) -> None:
+    x, gate_up, down = matrices(dtype=dtype)
+    assert whole.suits_tiles(x, gate_up, down)
+    assert not whole.suits_tiles(x[:0], gate_up, down)
+    assert not whole.suits_tiles(*matrices(width=20, dtype=dtype))
+    assert not whole.suits_tiles(*matrices(channels=12, dtype=dtype))
+    assert not whole.suits_tiles(x, gate_up, torch.zeros(2, 8, 16, dtype=dtype).mT)  # columns side by side
+    shifted = torch.zeros(down.numel() + 1, dtype=dtype)[1:].view(down.shape)
+    assert not whole.suits_tiles(x, gate_up, shifted)
+
+
+def test_tiles_are_for_one_type_of_half_precision() -> None:
+    x, gate_up, down = matrices()
+    assert not whole.suits_tiles(*matrices(dtype=torch.float32))
+    assert not whole.suits_tiles(x, gate_up, down.half())
+    assert not whole.suits_tiles(x, gate_up.half(), down)
+
+
+def test_no_cpu_has_the_copy_engine() -> None:
+    assert not whole.has_copy_engine(torch.device("cpu"))
+
+
+@pytest.mark.gpu
+def test_experts_run_on_the_gpu_where_they_are() -> None:
+    if torch.cuda.device_count() < 2:
+        pytest.skip("one GPU")
+    mlp = packed().to("cuda:1", torch.bfloat16).eval()
+    assert torch.cuda.current_device() == 0
+    for tokens in (1, 7, 100, 700):
+        x = torch.randn(tokens, 32, device="cuda:1", dtype=torch.bfloat16)
+        with torch.inference_mode():
+            found, choice = mlp(x), mlp.choice
+            exact = PackedMlp(mlp.shape, 32, mlp.activation).to("cuda:1")
+            exact.load_state_dict(mlp.state_dict())
+            wanted = run_sorted(exact.double(), x.double(), choice.long())
+        assert float((found - wanted).norm() / wanted.norm()) < 2e-2

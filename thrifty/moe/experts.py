@@ -81,7 +81,8 @@ class PackedMlp(nn.Module):
 
     def copy_experts(self) -> None:
         """From now on hold each expert as matrices of its own as well: long prompts on a GPU run faster, for as much
-        memory again as all experts have channels. Raises `SettingError` where experts have biases or no gate."""
+        memory again as all experts have channels. Weights that change later do not reach the copies. Raises
+        `SettingError` where experts have biases or no gate."""
         if self.gate is None or self.up_bias is not None:
             raise SettingError("experts without a gate, or with biases, cannot be copied; load them without copies")
         copies = Copies.of(self)
@@ -105,6 +106,12 @@ class PackedMlp(nn.Module):
 
     def forward(self, x: Float[Tensor, "*tokens d"]) -> Float[Tensor, "*tokens d"]:
         """Each token through its expert."""
+        if not x.is_cuda:
+            return self._run(x)
+        with torch.cuda.device(x.device):  # Triton launches on the current GPU, which need not be this layer's
+            return self._run(x)
+
+    def _run(self, x: Float[Tensor, "*tokens d"]) -> Float[Tensor, "*tokens d"]:
         tokens = x.reshape(-1, x.shape[-1])
         choice = self._source[0].choice if self._source else None
         name = KERNEL_NAMES.get(type(self.activation).__name__)

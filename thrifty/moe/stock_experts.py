@@ -37,7 +37,8 @@ def run_experts(
         return grouped_mm_experts_forward(experts, hidden_states, top_k_index, top_k_weights)
     choice = top_k_index[:, 0]
     if hidden_states.is_cuda:
-        out = _on_gpu(experts, hidden_states.contiguous(), choice)
+        with torch.cuda.device(hidden_states.device):  # Triton launches on the current GPU
+            out = _on_gpu(experts, hidden_states.contiguous(), choice)
     else:
         out = run_views(hidden_states, choice, experts.gate_up_proj, experts.down_proj, experts.act_fn)
     return out * top_k_weights.to(out.dtype)

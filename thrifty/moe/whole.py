@@ -34,18 +34,33 @@ def run_whole(
 
     if 0 < len(x) <= MOST_TOKENS:
         return run_vectors(x, choice, gate_up, down, activation)
-    if suits_tiles(x, down):
+    if has_copy_engine(x.device) and suits_tiles(x, gate_up, down):
         from thrifty.moe.kernels.experts import run_experts
 
         return run_experts(x, choice, gate_up, down, activation)
     return run_offsets(x, choice, gate_up, down, activation)
 
 
-def suits_tiles(x: Float[Tensor, "tokens d"], down: Float[Tensor, "experts d width"]) -> bool:
-    """Whether the copy engine of a Hopper GPU can bring the tiles: rows of 16 bytes or multiples of them."""
-    is_hopper = x.is_cuda and torch.cuda.get_device_capability(x.device)[0] == 9
-    is_half = x.dtype in {torch.bfloat16, torch.float16}
-    return is_hopper and is_half and len(x) > 0 and down.shape[1] % 8 == 0 and down.shape[2] % 8 == 0
+@functools.cache
+def has_copy_engine(device: torch.device) -> bool:
+    """Whether this is a Hopper GPU, and Triton (3.4 or later) can describe tiles to its copy engine (TMA)."""
+    if device.type != "cuda" or torch.version.hip or torch.cuda.get_device_capability(device)[0] != 9:
+        return False
+    return importlib.util.find_spec("triton.tools.tensor_descriptor") is not None
+
+
+def suits_tiles(
+    x: Float[Tensor, "tokens d"],
+    gate_up: Float[Tensor, "experts two_width d"],
+    down: Float[Tensor, "experts d width"],
+) -> bool:
+    """Whether a copy engine can bring the tiles: one half-precision type, every row at a multiple of 16 bytes."""
+    weights = (gate_up, down)
+    is_half = x.dtype in {torch.bfloat16, torch.float16} and all(weight.dtype == x.dtype for weight in weights)
+    is_aligned = all(
+        weight.is_contiguous() and weight.shape[-1] % 8 == 0 and weight.data_ptr() % 16 == 0 for weight in weights
+    )
+    return is_half and is_aligned and len(x) > 0
 
 
 def run_offsets(

@@ -172,7 +172,8 @@ def run_experts(
     x: Float[Tensor, "tokens d"], choice: Int[Tensor, " tokens"], gate_up: Float[Tensor, "experts two_width d"],
     down: Float[Tensor, "experts d width"], activation: str, tuning: Tuning = _USUAL,
 ) -> Float[Tensor, "tokens d"]:  # fmt: skip
-    """Each token through its expert; x and weights in bfloat16 or float16, d and width multiples of 8."""
+    """Each token through its expert, where `thrifty.moe.whole.suits_tiles`: x and weights in one half-precision type,
+    d and width multiples of 8."""
     (tokens, size), (num_experts, _, width) = x.shape, down.shape
     order, ends = order_of(choice, num_experts)
     rows, hidden, out = gathered(x, order), x.new_empty(tokens, width), torch.empty_like(x)

@@ -25,14 +25,13 @@ from thrifty.moe.kernels.act import activated
 
 @dataclass(frozen=True)
 class Tuning:
-    """How the kernels run: channels at a time, warps, programs for each multiprocessor, and whether a kernel may start
-    before the one before it has ended: `_join` (`overlap`), and `_stream` too (`early`)."""
+    """How the kernels run: of `_stream`, channels at a time, warps, and programs for each multiprocessor; whether
+    `_join` may start before `_stream` has ended (`overlap`), and columns of each of its programs."""
 
     rows: int = 2
     warps: int = 8
     programs: int = 1
     overlap: bool = True
-    early: bool = False
     join_columns: int = 32
 
 
@@ -107,12 +106,10 @@ def _stream(
     width,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, EXPERTS: tl.constexpr, BLOCK: tl.constexpr, SCORED: tl.constexpr,
     LISTED: tl.constexpr, HAS_GATE: tl.constexpr, HAS_BIAS: tl.constexpr, ACTIVATION: tl.constexpr,
-    EARLY: tl.constexpr, OVERLAP: tl.constexpr,
+    OVERLAP: tl.constexpr,
 ):  # fmt: skip
     """Program: its share of the expert's channels, `ROWS` at a time, and what they add to the output."""
     program = tl.program_id(0).to(tl.int64)
-    if EARLY:
-        tl.extra.cuda.gdc_wait()
     if OVERLAP:
         tl.extra.cuda.gdc_launch_dependents()
     column = tl.arange(0, COLUMNS)
@@ -185,7 +182,6 @@ def run_single(
     is_scored = choice is None and mlp.router is not None
     is_listed = choice is not None or is_scored
     overlap = tuning.overlap and overlaps(x.device)
-    early = tuning.early and overlaps(x.device)
     programs = tuning.programs * processors(x.device)
     part = torch.empty(programs, width, dtype=torch.float32, device=x.device)
     chosen = torch.empty(1, dtype=torch.int32, device=x.device) if is_scored else choice
@@ -198,8 +194,8 @@ def run_single(
         nothing if mlp.gate_bias is None else mlp.gate_bias, nothing if mlp.up_bias is None else mlp.up_bias, part,
         num_experts, stored, lists[0].shape[1], width, ROWS=tuning.rows, COLUMNS=columns, EXPERTS=experts,
         BLOCK=min(columns, max(16, 1024 * tuning.warps // experts)), SCORED=is_scored, LISTED=is_listed,
-        HAS_GATE=mlp.gate is not None, HAS_BIAS=mlp.up_bias is not None, ACTIVATION=activation, EARLY=early,
-        OVERLAP=overlap, num_warps=tuning.warps, **({"launch_pdl": True} if early else {}),
+        HAS_GATE=mlp.gate is not None, HAS_BIAS=mlp.up_bias is not None, ACTIVATION=activation,
+        OVERLAP=overlap, num_warps=tuning.warps,
     )  # fmt: skip
     _join[(triton.cdiv(width, tuning.join_columns),)](
         part, nothing if bias is None else bias, out, programs, width, PROGRAMS=triton.next_power_of_2(programs),
@@ -212,8 +208,8 @@ def run_single(
 @functools.cache
 def overlaps(device: torch.device) -> bool:
     """Whether a kernel can start before the one before it has ended."""
-    is_new = device.type == "cuda" and torch.cuda.get_device_capability(device)[0] >= 9
-    return is_new and hasattr(tl.extra.cuda, "gdc_wait")
+    is_nvidia = device.type == "cuda" and not torch.version.hip
+    return is_nvidia and torch.cuda.get_device_capability(device)[0] >= 9 and hasattr(tl.extra.cuda, "gdc_wait")
 
 
 @functools.cache
