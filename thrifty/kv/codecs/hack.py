@@ -135,15 +135,16 @@ class Hack:
         return self._attend_turned(q, blocks, counts, scale)
 
     def _attend_turned(self, q: Tensor, blocks: Blocks, counts: Tensor | None, scale: float) -> Tensor:
-        if self.rotation == "none":
-            return self._attend(q, blocks, counts, scale)
-        turned = Blocks(self._turn_dense(blocks.k, "k"), self._turn_dense(blocks.v, "v"))
         query = self._turn(q, "k", rotate_at_once)
-        return self._turn(self._attend(query, turned, counts, scale), "v", rotate_at_once).to(q.dtype)
+        mixed = self._attend_native(query, blocks, scale) if counts is None else None
+        if mixed is None:
+            turned = Blocks(self._turn_dense(blocks.k, "k"), self._turn_dense(blocks.v, "v"))
+            mixed = self._attend(query, turned, counts, scale)
+        return self._turn(mixed, "v", rotate_at_once).to(q.dtype)
 
     def _attend(self, q: Tensor, blocks: Blocks, counts: Tensor | None, scale: float) -> Tensor:
         """`attend` in the channels that the codes are in."""
-        fast = self._attend_fast(q, blocks, scale) if self.kernel == "auto" and counts is None else None
+        fast = self._attend_triton(q, blocks, scale) if counts is None else None
         if fast is not None:
             return fast
         query = dense.stack_queries(q, blocks.k.open.shape[1])
@@ -161,12 +162,18 @@ class Hack:
             mixed = mixed + self._mix(closed, blocks.v.closed)
         return dense.unstack_queries(mixed, q)
 
-    def _attend_fast(self, q: Tensor, blocks: Blocks, scale: float) -> Tensor | None:
-        """By a kernel in C++ or in Triton; None where none can do it."""
+    def _attend_native(self, q: Tensor, blocks: Blocks, scale: float) -> Tensor | None:
+        """By the kernel in C++, which turns what is not coded by itself; None where it cannot do it."""
+        if self.kernel != "auto" or q.is_cuda or not self._is_consistent:
+            return None
+        turned = (self._is_turned("k"), self._is_turned("v"))
+        return native_kernel.attend(q, blocks, self.k_bits, self.v_bits, self._group(q.shape[-1]), scale, turned)
+
+    def _attend_triton(self, q: Tensor, blocks: Blocks, scale: float) -> Tensor | None:
+        """By a kernel in Triton; None where none can do it."""
+        if self.kernel != "auto" or not q.is_cuda:
+            return None
         group = self._group(q.shape[-1])
-        if not q.is_cuda:
-            suits = self._is_consistent
-            return native_kernel.attend(q, blocks, self.k_bits, self.v_bits, group, scale) if suits else None
         if not self._suits_triton(q, blocks) or q.shape[2] > max(1, blocks.k.open.shape[2]):
             return None
         from thrifty.kv.kernels import decode, prefill
@@ -239,9 +246,14 @@ class Hack:
 
     def _turn(self, x: Tensor, side: str, by: Callable[[Tensor], Tensor] = rotate) -> Tensor:
         """Into the channels that the codes of a side are in, or back."""
-        return by(x) if self.rotation == "all" or (side == "v" and self.rotation == "values") else x
+        return by(x) if self._is_turned(side) else x
+
+    def _is_turned(self, side: str) -> bool:
+        return self.rotation == "all" or (side == "v" and self.rotation == "values")
 
     def _turn_dense(self, held: Side, side: str) -> Side:
+        if not self._is_turned(side):
+            return held
         # The kernels read one dtype only: that of scale and low.
         dtype = held.open.dtype if self._is_consistent or held.open.is_cuda else torch.float32
         sinks, opened = (self._turn(x, side, rotate_at_once).to(dtype) for x in (held.sinks, held.open))
