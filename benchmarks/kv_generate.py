@@ -24,11 +24,11 @@ from typing import Any
 import kv_llama
 import torch
 from kv_peers import Quantized
-from transformers import Cache, DynamicCache
+from transformers import Cache, DynamicCache, QuantizedCache, cache_utils
 
 from thrifty import data, llm
 from thrifty.files import write_text
-from thrifty.kv import presets
+from thrifty.kv import native_kernel, presets
 from thrifty.kv.cache import CompressedCache, CompressedLayer
 from thrifty.kv.codecs.hack import Hack
 from thrifty.kv.codecs.kivi import Kivi
@@ -56,6 +56,8 @@ def caches(model: Any) -> dict[str, Callable[[], Cache]]:
             print(f"QuantizedCache {peer.backend} is not here: {error}", file=sys.stderr)
             continue
         makers[f"QuantizedCache {peer.backend} 4 bits"] = partial(peer.make, model)
+    if hasattr(cache_utils, "Fp8QuantizedLayer"):
+        makers["QuantizedCache fp8"] = partial(QuantizedCache, "fp8", model.config)
     return makers
 
 
@@ -146,7 +148,7 @@ def main() -> None:
     columns += [Column("tokens_per_second", f"at {asked.contexts[1]:,}", ".2f"), Column("added_ms", "added ms", ".1f")]
     columns += [Column("times_plain", "times plain", ".2f"), Column("spread", "spread of steps", ".0%")]
     Report("Decoding with a long cache", "kv_generate", rows, columns, provenance=origin).print()
-    shared = {"threads": asked.threads, "kind": "kv_generate", "provenance": origin}
+    shared = {"threads": asked.threads, "variant": native_kernel.variant(), "kind": "kv_generate", "provenance": origin}
     write_text(asked.results, "".join(json.dumps(row | shared) + "\n" for row in rows))
 
 
