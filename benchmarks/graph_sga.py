@@ -252,7 +252,7 @@ def main() -> None:
     tasks = [
         (part, name, place)
         for part in arguments.parts
-        for name in sorted(arguments.sets, key=graph_packed.SETS.index, reverse=not part.startswith(("gcn", "gat")))
+        for name in sorted(arguments.sets, key=graph_packed.SETS.index, reverse=True)
         for place in range(arguments.splits)
     ]
     about = provenance(shlex.join(["python", *sys.argv]), 0)

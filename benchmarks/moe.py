@@ -7,7 +7,8 @@ A run is METHOD:ACTIVE[:WIDTHS[:SEED[:SETTINGS]]]; WIDTHS is layer or equal; SET
 `seconds` (of training; the steps that fit are found by trying), `batch`, `calibration`, `scope`. Runs are shared out
 over the GPUs, `--a-device` processes on each; a line is appended for each as it ends; those for which no time is left
 are named. Training text: WikiText-2's validation part and books, a tenth of each held out; `--on held-out` measures on
-that, for choosing settings; `--on test` (WikiText-2's test part) is for the numbers that are reported.
+that, for choosing settings; `--on test` (WikiText-2's test part) is for the numbers that are reported, with the ratio
+on what was held out beside them.
 """
 
 import argparse
@@ -92,6 +93,9 @@ class Bench:
             if self.asked.plans:
                 plan.save(self.asked.plans / f"{one['run'].replace(':', '_').replace('=', '')}.safetensors")
         measured = evaluate.quality(model, windows, contenders, batch=self.batch)
+        if self.asked.on == "test":
+            held = evaluate.quality(model, corpus.held_out, {"plan": contenders["plan"]}, batch=self.batch)
+            facts["ppl_ratio_held_out"] = held["plan"]["ppl_ratio"]
         facts |= measured["plan"]
         facts["windows"] = len(windows)
         if "shuffled" in measured:
@@ -186,6 +190,7 @@ def shown(row: dict[str, Any]) -> str:
         parts += [f"active {row['active_ratio_mlp']:.3f} union {row['union']:.2f} common {row['intersection']:.2f}"]
         parts += [f"load {row['max_load']:.2f} dead {row['dead_experts']:.2f}"]
         parts += [f"shuffled {shuffled:.2f}"] if shuffled is not None else []
+    parts += [f"held out {row['ppl_ratio_held_out']:.4f}"] if "ppl_ratio_held_out" in row else []
     parts += [f"{row['steps']} steps of {row['batch']}"] if "steps" in row else []
     return " ".join([*parts, f"{row['seconds']:.0f} s"])
 

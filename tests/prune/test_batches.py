@@ -20,7 +20,7 @@ def some(count: int = 20, is_mirrored: bool = True) -> Images:
 def test_an_image_that_is_not_moved_is_the_image() -> None:
     found = some()
     batches = Batches.of(found, 8, 0, CPU)
-    draw = torch.tensor([[3, 2, 2, 0], [7, 2, 2, 1]])
+    draw = torch.tensor([[3, 2, 2, 0, 0, 0], [7, 2, 2, 1, 0, 0]])
     inputs, labels = batches.take(draw)
     plain = torch.cat([inputs for inputs, _ in batches.plain(found.train)])
     assert torch.equal(inputs[0], plain[3])
@@ -31,11 +31,27 @@ def test_an_image_that_is_not_moved_is_the_image() -> None:
 def test_a_moved_image_has_a_black_border() -> None:
     found = some()
     batches = Batches.of(found, 8, 0, CPU)
-    inputs, _ = batches.take(torch.tensor([[3, 0, 4, 0]]))  # two pixels down, two to the left
+    inputs, _ = batches.take(torch.tensor([[3, 0, 4, 0, 0, 0]]))  # two pixels down, two to the left
     plain = next(batches.plain(found.train))[0][3]
     assert torch.equal(inputs[0, :, 2:, :-2], plain[:, :-2, 2:])
     black = normalised(torch.zeros(1, 1, 1, 3, dtype=torch.uint8), batches.mean, batches.spread)[0]
     assert torch.equal(inputs[0, :, :2], black.expand(3, 2, 5))
+
+
+def test_a_hole_is_a_square_around_its_middle_cut_off_at_the_border() -> None:
+    found = some()
+    whole, holed = (Batches.of(found, 8, 0, CPU, cutout=side) for side in (0, 3))
+    draw = torch.tensor([[3, 2, 2, 0, 2, 1], [7, 2, 2, 1, 5, 4]])
+    inputs, _ = holed.take(draw)
+    missing = torch.zeros(2, 6, 5, dtype=torch.bool)
+    missing[0, 1:4, 0:3] = missing[1, 4:6, 3:5] = True
+    assert torch.equal(inputs, whole.take(draw)[0].masked_fill(missing[:, None], 0.0))
+
+
+def test_the_middle_of_a_hole_may_be_anywhere_and_changes_nothing_else() -> None:
+    draw = Batches.of(some(400), 8, 0, CPU, cutout=3).draw(0)
+    assert [set(column.tolist()) for column in draw[:, 4:].unbind(1)] == [set(range(6)), set(range(5))]
+    assert torch.equal(draw, Batches.of(some(400), 8, 0, CPU).draw(0))
 
 
 def test_images_are_of_mean_zero_and_spread_one_in_the_order_of_the_device() -> None:

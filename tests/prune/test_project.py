@@ -87,7 +87,7 @@ def test_the_number_of_launches_does_not_grow_with_the_network(name: str) -> Non
     projection = Projection(model, groups)
     kept = torch.ones(projection.layout.num_parts)
     projection.drop(kept)
-    for call, most in ((lambda: projection.shorten(0.1), 1), (lambda: projection.drop(kept), 4),
+    for call, most in ((lambda: projection.shorten(0.1), 3), (lambda: projection.drop(kept), 4),
                        (lambda: projection.scale(kept), 3), (projection.norms, 12)):  # fmt: skip
         with Launches() as launches:
             call()
@@ -110,9 +110,11 @@ def test_a_projection_on_a_gpu_is_that_on_a_cpu(laid: PruneJob) -> None:
     other = copy.deepcopy(laid.model).cuda()
     here, there = Projection(laid.model, laid.groups), Projection(other, laid.groups)
     kept = (torch.arange(here.layout.num_parts) % 3 > 0).float()
+    there.replay()
     for one, mask in ((here, kept), (there, kept.cuda())):
         one.drop(mask)
-        one.shorten(0.25)
+        for number in range(8):  # the first ones eager, one recorded, the rest replayed
+            one.shorten(0.02 * number)
         one.shrink(torch.full_like(mask, 0.1))
     assert torch.allclose(here.norms(), there.norms().cpu(), rtol=1e-4)
     pairs = zip(laid.model.parameters(), other.parameters(), strict=True)

@@ -14,6 +14,7 @@ from thrifty.prune.training import Training, WeightStep, device_of
     ("wrong", "said"),
     [
         ({"epochs": "0"}, "at least 1"),
+        ({"cutout": "-1"}, "0, for none"),
         ({"holdout": "1"}, "holdout=1"),
         ({"precision": "float16"}, "float32, bfloat16"),
         ({"form": "fast"}, "eager, graph, compiled"),

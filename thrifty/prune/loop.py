@@ -137,13 +137,14 @@ class Loop:
         return loss
 
     def replay_controller(self) -> None:
-        """On a GPU, replay the controller's steps from a CUDA graph from now on.
+        """On a GPU, replay the controller's steps and the projection from CUDA graphs from now on.
 
         For inputs and targets that are tensors of the same shapes every time, always under the same autocast, and for a
         criterion that waits for no value. Several ranks go on as before.
         """
         if ranks.count() == 1:
             self._controller = Replay(self._learn, self.projection.device)
+            self.projection.replay()
 
     @cached_property
     def _reads(self) -> Reads:

@@ -3,7 +3,7 @@
 A part holds what makes it and what follows it (its filter, its normalisation) as one vector g. Where all of it is 0,
 the part does nothing. Here is the proximal step of ATO (Wu et al., CVPR 2024, section 3.3), g <- g max(0, 1 - amount /
 |g|), as a few operations on flat tensors, however many layers there are. `drop` and `shorten` are the cheapest: what is
-to go is written out element by element only when it changes, and each step is one pass over the weights.
+to go is written out element by element only when it changes, and `replay` makes of each step one launch on a GPU.
 """
 
 from collections.abc import Sequence
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from thrifty.prune.coupling import Group, Slice
 from thrifty.prune.layout import Layout
+from thrifty.replay import Replay
 
 
 class Projection:
@@ -48,8 +49,14 @@ class Projection:
         counts = torch.tensor([len(own) for own in part_of_row])
         self._row_sizes = rows.repeat_interleave(counts).to(self.device)
         self._factors = torch.ones(len(self._part_of_element), device=self.device)
+        self._share, self._one = torch.zeros((), device=self.device), torch.ones((), device=self.device)
         self._dropped: Tensor | None = None
+        self._shorten = Replay(self._shortened, self.device, is_recorded=False)
         self._find_views()
+
+    def replay(self) -> None:
+        """On a GPU, replay `shorten` from a CUDA graph from now on."""
+        self._shorten = Replay(self._shortened, self.device)
 
     @torch.no_grad()
     def norms(self) -> Float[Tensor, " parts"]:
@@ -73,8 +80,11 @@ class Projection:
     @torch.no_grad()
     def scale(self, factor: Float[Tensor, " parts"]) -> None:
         """Multiply every part in place by its factor."""
-        self._spread(factor, 1.0, self._factors)
         self._check_views()
+        self._spread(factor, 1.0, self._factors)
+        self._multiply()
+
+    def _multiply(self) -> None:
         torch._foreach_mul_(self._views, self._pieces(self._factors))  # pyright: ignore[reportPrivateImportUsage]
         for one, dim, place in self._others:
             one.mul_(_as(self._split(self._factors)[place], one, dim))
@@ -84,7 +94,6 @@ class Projection:
         """Say which parts are to go (those with 0) when `shorten` is called."""
         if self._dropped is None:
             self._dropped = torch.zeros_like(self._factors)
-            self._find_views()
         self._spread(1 - kept, 0.0, self._dropped)
 
     @torch.no_grad()
@@ -93,10 +102,15 @@ class Projection:
         if self._dropped is None:
             return
         self._check_views()
-        views, dropped = self._views, self._dropped_pieces
-        torch._foreach_addcmul_(views, views, dropped, -share)  # pyright: ignore[reportPrivateImportUsage]
-        for one, dim, place in self._others:
-            one.addcmul_(one, _as(self._split(self._dropped)[place], one, dim), value=-share)
+        self._share.fill_(share)
+        self._shorten()
+
+    @torch.no_grad()
+    def _shortened(self) -> None:
+        """The work of `shorten`, with the share in its tensor."""
+        assert self._dropped is not None
+        torch.addcmul(self._one, self._dropped, self._share, value=-1, out=self._factors)
+        self._multiply()
 
     def _spread(self, values: Float[Tensor, " parts"], elsewhere: float, out: Tensor) -> None:
         """Write the value of its part for each element, and another where an element belongs to none."""
@@ -116,7 +130,7 @@ class Projection:
         self._viewed = [number for number, is_one in enumerate(is_view) if is_one]
         rest = [number for number, is_one in enumerate(is_view) if not is_one]
         self._others = [(self.parameters[number], self._dims[number], number) for number in rest]
-        self._dropped_pieces = [] if self._dropped is None else self._pieces(self._dropped)
+        self._shorten.reset()
 
     def _split(self, elements: Tensor) -> tuple[Tensor, ...]:
         """A piece for each parameter."""

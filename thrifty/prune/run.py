@@ -89,7 +89,7 @@ class Run:
         training = job.training
         self.model = copy.deepcopy(job.model).to(device=job.device).train()
         self.model.to(memory_format=memory_order(job.device))  # pyright: ignore[reportCallIssue]
-        self.batches = Batches.of(job.images, training.batch_size, job.seed, job.device)
+        self.batches = Batches.of(job.images, training.batch_size, job.seed, job.device, training.cutout)
         self.num_steps = training.epochs * self.batches.num_batches
         self.rate = torch.tensor(training.learning_rate, device=job.device)
         self.optimizer = training.optimizer_of(self.model, self.rate)
@@ -183,9 +183,7 @@ class Run:
         generator = torch.Generator().manual_seed(mixed(self.job.seed + 1, self.done))
         size = min(self.batches.size, len(self.holdout))
         chosen = self.holdout[torch.randperm(len(self.holdout), generator=generator)[:size]]
-        moves = torch.randint(0, 2 * self.batches.shift + 1, (size, 2), generator=generator)
-        mirror = torch.randint(0, 2 if self.batches.is_mirrored else 1, (size, 1), generator=generator)
-        draw = torch.cat([chosen[:, None], moves, mirror], 1)
+        draw = self.batches.varied(chosen, generator)
         if self.job.device.type == "cuda":
             draw = draw.pin_memory()  # so that the copy waits for nothing
         return self.batches.take(draw.to(self.job.device, non_blocking=True))

@@ -18,9 +18,10 @@ class Training:
     """The same for every method, so that they can be compared.
 
     `learning_rate` is that of a batch of 128 and grows with `batch_size`; it rises over the first `rising_epochs` and
-    falls as a cosine to 0. `form` says how a step is run: `eager`; `graph`, replayed from a CUDA graph, for networks of
-    many small kernels; `compiled` by torch.compile; or `compiled_graph`, both. `holdout` is the share of the training
-    images that a controller learns from and weights do not, until the decision is made.
+    falls as a cosine to 0. `cutout` is the side, in pixels, of the square that each image misses. `form` says how a
+    step is run: `eager`; `graph`, replayed from a CUDA graph, for networks of many small kernels; `compiled` by
+    torch.compile; or `compiled_graph`, both. `holdout` is the share of the training images that a controller learns
+    from and weights do not, until the decision is made.
     """
 
     epochs: int = 100
@@ -31,6 +32,7 @@ class Training:
     momentum: float = 0.9
     weight_decay: float = 5e-4
     label_smoothing: float = 0.0
+    cutout: int = 0
     precision: Literal["float32", "bfloat16"] = "float32"
     form: Literal["eager", "graph", "compiled", "compiled_graph"] = "eager"
     holdout: float = 0.05
@@ -41,6 +43,8 @@ class Training:
         settings.check(self)
         if self.epochs < 1 or self.batch_size < 1:
             raise SettingError(f"{self.epochs} epochs of batches of {self.batch_size}: both must be at least 1")
+        if self.cutout < 0:
+            raise SettingError(f"cutout={self.cutout}: use 0, for none, or the side of a square in pixels")
         if not 0 < self.holdout < 1:
             raise SettingError(f"holdout={self.holdout:g}: use a share above 0 and below 1, such as 0.05")
 

@@ -12,7 +12,7 @@ from thrifty.kv.codecs.hack import Hack
 
 
 def check(
-    kernels: Any, settings: dict, past: int, tokens: int, prefill: str, dim: int = 128, shared: int = 4, stack: int = 2
+    kernels: Any, settings: dict, past: int, tokens: int, prefill: str, dim: int = 128, shared: int = 4, **tuned: Any
 ) -> None:
     from thrifty.kv.kernels import prefill as kernel
 
@@ -27,8 +27,8 @@ def check(
     if prefill == "coded":
         seen = Blocks(replace(seen.k, closed=after.k.closed), replace(seen.v, closed=after.v.closed))
     found = kernel.attend(
-        q[:, :, past:], seen, tokens, codec.k_bits, codec.v_bits, codec._group(dim), dim**-0.5, stack=stack,
-        assembly=kernels.has_gpu,
+        q[:, :, past:], seen, tokens, codec.k_bits, codec.v_bits, codec._group(dim), dim**-0.5,
+        kernel.Tuning(assembly=kernels.has_gpu, **tuned),
     )  # fmt: skip
     assert kernels.error(found, wanted) < 2e-3
 
@@ -40,7 +40,7 @@ def test_a_whole_prompt_equals_token_by_token(kernels: Any, bits: int) -> None:
 
 @pytest.mark.parametrize("past", [68, 90, 150])
 def test_a_later_chunk_equals_token_by_token(kernels: Any, past: int) -> None:
-    check(kernels, {"k_bits": 4}, past, 260, "coded", stack=1)
+    check(kernels, {"k_bits": 4}, past, 260, "coded", queries=128)
 
 
 def test_a_chunk_in_full_precision_sees_codes_before_it(kernels: Any) -> None:
@@ -53,6 +53,10 @@ def test_heads_of_64_channels_and_an_odd_number_of_query_heads(kernels: Any) -> 
 
 def test_other_partitions(kernels: Any) -> None:
     check(kernels, {"partition": 32, "sinks": 0}, 40, 140, "coded", shared=1)
+
+
+def test_a_small_workspace_takes_turns(kernels: Any) -> None:
+    check(kernels, {"k_bits": 4}, 0, 200, "coded", workspace=1)
 
 
 @pytest.mark.gpu
