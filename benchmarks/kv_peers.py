@@ -14,9 +14,9 @@ from transformers import Cache, QuantizedCache
 from thrifty.llm import LanguageModel, attention_shape
 
 AXES = {"quanto": (-1, 0), "hqq": (1, 1)}
-"""Of keys and of values: the best of three pairs tried with each backend at 2 bits, on a window of wikitext-2-valid. For
-quanto that is KIVI's choice, keys by channel; the axis of hqq that is not by token mixes heads and is far worse. 3 bits of hqq
-0.2.8 fail by token: it takes every tensor for a matrix."""
+"""Of keys and of values: the best of three pairs tried with each backend at 2 bits, on a window of wikitext-2-valid.
+For quanto that is KIVI's choice, keys by channel; the axis of hqq that is not by token mixes heads and is far worse. 3
+bits of hqq 0.2.8 fail by token: it takes every tensor for a matrix."""
 
 
 @dataclass(frozen=True)
