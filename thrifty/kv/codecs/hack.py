@@ -254,8 +254,8 @@ class Hack:
     def _turn_dense(self, held: Side, side: str) -> Side:
         if not self._is_turned(side):
             return held
-        # The kernels read one dtype only: that of scale and low.
-        dtype = held.open.dtype if self._is_consistent or held.open.is_cuda else torch.float32
+        # The kernels on a GPU read one dtype only: that of scale and low.
+        dtype = held.open.dtype if held.open.is_cuda else torch.float32
         sinks, opened = (self._turn(x, side, rotate_at_once).to(dtype) for x in (held.sinks, held.open))
         return replace(held, sinks=sinks, open=opened)
 
