@@ -24,7 +24,7 @@ def moe(rows: Rows) -> str:
     for row in rows:
         if row["method"] != "dense":
             settings = row["run"].split(":", 4)[4] if row["run"].count(":") >= 4 else ""
-            told = ", ".join(pair for pair in settings.split(",") if pair)
+            told = settings.replace(",", ", ")
             groups.setdefault((row["active"], row["method"], row["widths"], told), []).append(row)
     means = {key: statistics.mean(row["ppl_ratio"] for row in here) for key, here in groups.items()}
     for key in sorted(groups, key=lambda key: (-key[0], means[key])):

@@ -1,6 +1,5 @@
 """Pruning on CIFAR-10: every run trains for the same epochs; what is told is the small network after the last epoch.
 
-    python benchmarks/prune.py --probe
     python benchmarks/prune.py --gpus 2 --minutes 9 --epochs 120 \\
         --runs resnet18:unpruned:1:0 resnet18:ato:0.2:0 resnet56:ato:0.45:0 resnet56:ato,recipe=published:0.45:0
 
@@ -11,10 +10,6 @@ goes on with it, and leaves out what is in `--out` already. Data comes through T
 
     split -b 60M cifar10/train.npz cifar10/train.npz.        (makes train.npz.aa and train.npz.ab)
     python benchmarks/prune.py --parts cifar10 ...            (a folder with test.npz and the parts)
-
-`--probe` needs no data: the milliseconds of a step, for a whole network, one that is searched, and ones cut to each of
-`--budgets` as a uniform narrowing meets it, and of the controller and the projection; by form of the step and size of
-the batch.
 """
 
 import argparse
@@ -25,22 +20,20 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from thrifty import catalogue, console, files, progress, settings
 from thrifty.prune import evaluate, images
-from thrifty.prune.cost import budget_of
-from thrifty.prune.images import Images, Split
-from thrifty.prune.job import PruneJob, ranks_within
+from thrifty.prune.job import PruneJob
 from thrifty.prune.named import model_of
-from thrifty.prune.run import Run
 from thrifty.prune.training import Training
 from thrifty.prune.unpruned import Unpruned
 
-FORMS = ("graph", "eager", "compiled_graph", "compiled")
+ROUND_TO = ["resnet18=8", "resnet56=8"]  # other widths are slow on a GPU
+RESIDUAL = ["resnet18"]
 GRACE_SECONDS = 20
 
 
@@ -76,19 +69,13 @@ class Spec:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--runs", nargs="+", default=[], help="network:method:share:seed")
-    parser.add_argument("--probe", action="store_true", help="measure seconds an epoch only")
-    parser.add_argument("--networks", nargs="+", default=["resnet56", "resnet18"], help="what to probe")
-    parser.add_argument("--forms", nargs="+", default=list(FORMS), help="what to probe, the first ones first")
-    parser.add_argument("--batches", nargs="+", type=int, default=[128, 256, 512], help="sizes to probe")
-    budgets = ["flops=20%,activations=45%"]
-    parser.add_argument("--budgets", nargs="+", default=budgets, help="to probe; the first one is searched for")
-    parser.add_argument("--seconds", type=float, default=60, help="for the probe, of each network")
+    parser.add_argument("--runs", nargs="+", required=True, help="NETWORK:METHOD[,FIELD=VALUE...]:BUDGET:SEED")
     parser.add_argument("--epochs", type=int, default=100)
     parser.add_argument("--train", nargs="*", default=[], metavar="FIELD=VALUE", help="of every run")
-    rounds = ["resnet18=8", "resnet56=8"]  # other widths are slow on a GPU
-    parser.add_argument("--round-to", nargs="*", default=rounds, metavar="NETWORK=N", help="widths are multiples of N")
-    parser.add_argument("--residual", nargs="*", default=["resnet18"], help="networks whose streams shrink as well")
+    parser.add_argument(
+        "--round-to", nargs="*", default=ROUND_TO, metavar="NETWORK=N", help="widths are multiples of N"
+    )
+    parser.add_argument("--residual", nargs="*", default=RESIDUAL, help="networks whose streams shrink as well")
     parser.add_argument("--data", default="cifar10")
     parser.add_argument("--num-train", type=int)
     parser.add_argument("--parts", type=Path, help="folder with test.npz and train.npz.*")
@@ -101,18 +88,12 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.parts:
         os.environ["THRIFTY_DATA"] = str(joined(arguments.parts, arguments.state))
-    if arguments.one and arguments.probe:
-        probe(arguments.one, arguments)
-    elif arguments.one:
+    if arguments.one:
         try:
             train_one(Spec.of(arguments.one), arguments)
         except KeyboardInterrupt:
             print("stopped, the state is kept", flush=True)
             sys.exit(130)
-    elif arguments.probe:
-        jobs = [command_of(name, number % arguments.gpus) for number, name in enumerate(arguments.networks)]
-        for job in jobs:
-            job.wait()
     else:
         schedule([Spec.of(text) for text in arguments.runs], arguments)
 
@@ -131,8 +112,11 @@ def joined(parts: Path, state: Path) -> Path:
 
 
 def command_of(one: str, gpu: int, log: Path | None = None) -> subprocess.Popen:
-    """This very command for one run or one network, on one GPU."""
-    environment = os.environ | {"CUDA_VISIBLE_DEVICES": str(gpu)} if torch.cuda.is_available() else os.environ
+    """This very command for one run, on one of the GPUs that this process sees."""
+    environment = dict(os.environ)
+    if torch.cuda.is_available():
+        seen = os.environ.get("CUDA_VISIBLE_DEVICES")
+        environment["CUDA_VISIBLE_DEVICES"] = seen.split(",")[gpu] if seen else str(gpu)
     words = [sys.executable, __file__, *sys.argv[1:], "--one", one]
     target = None if log is None else log.open("a")
     return subprocess.Popen(words, env=environment, stdout=target, stderr=subprocess.STDOUT if target else None)
@@ -214,17 +198,15 @@ def note(spec: Spec, status: int, arguments: argparse.Namespace) -> None:
     print(f"{spec.text}: stopped with status {status}: {text[-1] if text else ''}", flush=True)
 
 
-def round_of(network: str, arguments: argparse.Namespace) -> int:
+def round_of(network: str, round_to: list[str]) -> int:
     """The widths of this network are multiples of it."""
-    return int(console.pairs_of(tuple(arguments.round_to), "--round-to").get(network, "1"))
+    return int(console.pairs_of(tuple(round_to), "--round-to").get(network, "1"))
 
 
-def training_of(arguments: argparse.Namespace, pairs: tuple[str, ...] = ()) -> Training:
-    """The settings of every run."""
-    chosen = {"precision": "bfloat16", "form": "graph", "epochs": str(arguments.epochs)}
-    if not torch.cuda.is_available():
-        chosen = {"epochs": str(arguments.epochs)}
-    return Training(**settings.read(Training, chosen | console.pairs_of((*arguments.train, *pairs), "--train")))
+def training_of(pairs: list[str], **fixed: str) -> Training:
+    """The settings of every run, from what `--train` was given."""
+    chosen = {"precision": "bfloat16", "form": "graph"} if torch.cuda.is_available() else {}
+    return Training(**settings.read(Training, chosen | fixed | console.pairs_of(tuple(pairs), "--train")))
 
 
 def train_one(spec: Spec, arguments: argparse.Namespace) -> None:
@@ -242,10 +224,10 @@ def train_one(spec: Spec, arguments: argparse.Namespace) -> None:
         model_of(spec.network, len(found.classes), spec.seed),
         found,
         spec.keep,
-        training_of(arguments),
+        training_of(arguments.train, epochs=str(arguments.epochs)),
         seed=spec.seed,
         device=device,
-        round_to=round_of(spec.network, arguments),
+        round_to=round_of(spec.network, arguments.round_to),
         residual=spec.network in arguments.residual,
         folder=folder,
         resume=checkpoint.exists(folder),
@@ -277,132 +259,6 @@ def phases(history: list[dict]) -> dict[str, float]:
         found[name] = round(found.get(name, 0.0) + line["seconds"] - before, 3)
         before = line["seconds"]
     return found
-
-
-def noise(count: int = 50_000) -> Images:
-    """Images of the size and number of CIFAR-10 that need no file."""
-    generator = torch.Generator().manual_seed(0)
-    pixels = torch.randint(0, 256, (count, 32, 32, 3), generator=generator, dtype=torch.uint8)
-    labels = torch.randint(0, 10, (count,), generator=generator)
-    whole = Split(pixels, labels)
-    return Images("noise", whole, whole.take(torch.arange(1000)), tuple("0123456789"))
-
-
-def probe(network: str, arguments: argparse.Namespace) -> None:
-    """The steps of one network, whole, searched and pruned, in every form."""
-    deadline = time.monotonic() + arguments.seconds
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    residual, round_to = network in arguments.residual, round_of(network, arguments)
-    first = PruneJob.of(
-        model_of(network, 10),
-        noise(),
-        arguments.budgets[0],
-        training_of(arguments),
-        device=device,
-        round_to=round_to,
-        residual=residual,
-    )
-    budgets = {
-        keep: budget_of(keep, first.coupling, residual=residual, round_to=round_to) for keep in arguments.budgets
-    }
-    jobs = [replace(first, keep=keep, budget=budget) for keep, budget in budgets.items()]
-    for form in arguments.forms:
-        for batch in arguments.batches:
-            if time.monotonic() > deadline:
-                print(f"{network}: time is over before {form} at {batch}", flush=True)
-                return
-            training = replace(first.training, form=form, batch_size=batch, learning_rate=0.01)
-            probe_one(network, [replace(job, training=training) for job in jobs])
-
-
-def probe_one(network: str, jobs: list[PruneJob]) -> None:
-    """One form and one size of the batch: all budgets."""
-    first = jobs[0]
-    print(f"{network} {first.training.form} batch {first.training.batch_size}", flush=True)
-    torch.cuda.reset_peak_memory_stats() if torch.cuda.is_available() else None
-    with Run(first, Unpruned()) as run:
-        begin = time.perf_counter()
-        warm(run)
-        print(f"  first 8 steps  {time.perf_counter() - begin:8.1f} s")
-        whole = timed(run)
-        tell_step("whole", whole, whole, run)
-        probe_search(run, first, whole)
-    for job in jobs:
-        with Run(job, Unpruned()) as run:
-            run.cut(job.best(ranks_within({group.name: -torch.arange(group.size) for group in job.groups})))
-            warm(run)
-            tell_step(f"cut to {job.keep}", timed(run), whole, run)
-    if torch.cuda.is_available():
-        print(f"  memory         {torch.cuda.max_memory_allocated() / 2**30:8.1f} GiB", flush=True)
-
-
-def probe_search(run: Run, job: PruneJob, whole: float) -> None:
-    """What the search adds to a step of the weights, and what its parts take."""
-    from thrifty.prune.methods.ato import Ato
-
-    method = Ato()
-    loop = method.loop_of(run.model, run.optimizer, job.coupling, job.budget, run.num_steps)
-    if job.training.is_replayed:
-        loop.replay_controller()
-    while loop.phase == "warm-up":
-        loop.done += 1
-    kept = torch.ones(loop.search.layout.num_parts, device=job.device)
-
-    def control() -> None:
-        with run.precision:
-            loop.controller_step(*run.held_out_batch())
-
-    for _ in range(6):
-        control()
-    drop, project = (
-        clock(call, 30) for call in (lambda: loop.projection.drop(kept), lambda: loop.projection.shorten(0.0))
-    )
-    print(f"  controller step {clock(control, 10) * 1e3:7.2f} ms")
-    print(f"  projection     {project * 1e3:8.3f} ms ({project / whole:.1%} of a step); a new mask {drop * 1e3:.3f} ms")
-
-    def searched() -> None:
-        run.step()
-        if loop.wants_controller_step:
-            control()
-        loop.after_step()
-
-    tell_step("search", clock(searched, 100), whole, run)
-    facts = clock(lambda: loop.epoch_end(run.held_out_accuracy), 3)
-    print(f"  facts          {facts * 1e3:8.1f} ms an epoch", flush=True)
-
-
-def tell_step(what: str, seconds: float, whole: float, run: Run) -> None:
-    """Milliseconds of a step, seconds of an epoch, and both in terms of the whole network's."""
-    epoch = seconds * run.batches.num_batches
-    print(f"  {what:<14} {seconds * 1e3:8.2f} ms a step, {epoch:.2f} s an epoch ({seconds / whole:.2f})", flush=True)
-
-
-def warm(run: Run) -> None:
-    steps(run, 8)
-    wait()
-
-
-def steps(run: Run, count: int) -> None:
-    for _ in range(count):
-        run.step()
-
-
-def timed(run: Run, count: int = 40) -> float:
-    return clock(run.step, count)
-
-
-def clock(call, count: int) -> float:
-    wait()
-    start = time.perf_counter()
-    for _ in range(count):
-        call()
-    wait()
-    return (time.perf_counter() - start) / count
-
-
-def wait() -> None:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
 
 
 if __name__ == "__main__":
