@@ -38,3 +38,12 @@ def test_what_rotates_in_inference_mode_rotates_with_gradients_later() -> None:
     x = torch.randn(4, 64, requires_grad=True)
     rotate_at_once(x).sum().backward()
     assert x.grad is not None
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_autocast_leaves_the_rotation_in_float32(dtype: torch.dtype) -> None:
+    x = torch.randn(2, 9, 1, 64)
+    with torch.autocast("cpu", dtype):
+        turned = rotate_at_once(x)
+    assert turned.dtype == torch.float32
+    torch.testing.assert_close(turned, rotate(x), atol=1e-5, rtol=1e-5)

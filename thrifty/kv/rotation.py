@@ -29,6 +29,8 @@ def rotate(x: Float[Tensor, "*_ d"]) -> Float[Tensor, "*_ d"]:
 def rotate_at_once(x: Float[Tensor, "*_ d"]) -> Float[Tensor, "*_ d"]:
     """`rotate` as one product with the matrix: a tenth of the time, and the same but for rounding, which depends on
     what comes along. For what attends; what is coded needs `rotate`."""
+    if torch.is_autocast_enabled(x.device.type):  # which would make a product of 16 bits of it
+        return rotate(x)
     width = x.shape[-1] & -x.shape[-1]
     return (x.float().unflatten(-1, (-1, width)) @ _matrix(width, x.device)).flatten(-2)
 
