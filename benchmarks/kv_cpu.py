@@ -20,13 +20,14 @@ from pathlib import Path
 import torch
 from torch.nn.functional import scaled_dot_product_attention as sdpa
 
-from thrifty.kv import native_kernel
+from thrifty.kv import native_kernel, presets
 from thrifty.kv.blocks import encode
 from thrifty.kv.codecs.hack import Hack
 from thrifty.report import provenance
 
 SHAPES = {"SmolLM2-135M": (3, 3, 64), "Llama-3-8B": (8, 4, 128)}  # key heads, query heads of each, channels
-BITS = (2, 3, 4, 8)
+CODECS = {f"hack {bits} bits": Hack(k_bits=bits, v_bits=bits, summation_elimination=False) for bits in (2, 3, 4, 8)}
+CODECS |= {name: presets.codec_of(name) for name in ("smallest", "finest")}
 ROTATED_BYTES = 100 << 20
 ROUND_SECONDS = 0.04
 
@@ -45,8 +46,7 @@ def in_turn(calls: list[Callable[[], object]]) -> Callable[[], object]:
     return call
 
 
-def hack(bits: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> tuple[Callable[[], object], int]:
-    codec = Hack(k_bits=bits, v_bits=bits, summation_elimination=False)
+def hack(codec: Hack, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> tuple[Callable[[], object], int]:
     blocks = encode(codec, k, v)
     held = [blocks, *(blocks.each(torch.clone) for _ in range(copies(blocks.nbytes) - 1))]
     return in_turn([lambda one=one: codec.attend(q, one, q.shape[-1] ** -0.5) for one in held]), blocks.nbytes
@@ -76,7 +76,7 @@ def measure(shape: tuple[int, int, int], tokens: int, rounds: int) -> list[dict]
     q = torch.randn(1, heads * shared, 1, dim).bfloat16()
     memory = torch.ones(64 << 20)
     contenders = {"read floor": (memory.sum, memory.nbytes)}
-    contenders |= {f"hack {bits} bits": hack(bits, q, k, v) for bits in BITS}
+    contenders |= {name: hack(codec, q, k, v) for name, codec in CODECS.items()}
     for kind in (torch.bfloat16, torch.float32):
         tensors = [x.to(kind) for x in (q, k, v)]
         for form in ("gqa", "packed"):

@@ -1,21 +1,26 @@
-"""What each setting beyond the papers buys: ablations of `Hack` at the bytes of the published one, and KIVI.
+"""What each setting beyond the papers buys: ablations of `Hack` at the bytes of the published one, KIVI, and peers.
 
     python benchmarks/kv_quality.py [--device cuda] [--text wikitext-2-test] [--windows 1000] [--window 2048]
         [--batch 16] [--passkeys 1024 2048 4096] [--out results/kv_quality.jsonl] [--only LABEL ...]
 
 One JSON line a row: `settings`, perplexity, its ratio to the plain cache, KL divergence and top-1 agreement as in
 `thrifty kv --json`, every query reading what a token-by-token run would show it, windows in batches; bytes of a
-filled cache. Settings were chosen on wikitext-2-valid; `Sensitivity` reads books.
+filled cache. Settings were chosen on wikitext-2-valid; `Sensitivity` reads books. Transformers' `QuantizedCache`
+(`kv_peers.py`) reads a window in pieces of as many tokens as it keeps uncoded, which is what it does token by token.
 """
 
 import argparse
 import json
+import math
 import sys
 import time
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from kv_peers import Quantized
 from torch import Tensor
 from transformers import Cache, DynamicCache
 
@@ -60,6 +65,14 @@ MIXED: dict[str, tuple[Literal["layer", "head"], Hack]] = {  # as many bytes as 
     for codec in (Hack(), Hack(k_bits=4), Hack(k_bits=4, v_bits=4))
     for by in ("layer", "head")
 }
+PEERS: dict[str, Quantized] = {  # at the bytes of `smallest`, under and over `balanced`, at the bytes of `finest`
+    "QuantizedCache quanto 2 bits": Quantized("quanto", 2),
+    "QuantizedCache quanto 2 bits, groups of 32": Quantized("quanto", 2, group=32),
+    "QuantizedCache quanto 2 bits, groups of 16": Quantized("quanto", 2, group=16),
+    "QuantizedCache quanto 4 bits": Quantized("quanto", 4),
+    "QuantizedCache hqq 2 bits": Quantized("hqq", 2),
+    "QuantizedCache hqq 4 bits": Quantized("hqq", 4),
+}
 
 
 def entries(language: llm.LanguageModel, only: list[str]) -> dict[str, compare.Entry]:
@@ -79,12 +92,20 @@ def entries(language: llm.LanguageModel, only: list[str]) -> dict[str, compare.E
 
 
 @torch.inference_mode()
-def tally(model: Any, windows: Tensor, hidden: list[Tensor] | None, make: measure.MakeCache, batch: int) -> Any:
-    """(sums over predictions, last hidden states of each window)."""
+def tally(
+    model: Any,
+    windows: Tensor,
+    hidden: list[Tensor] | None,
+    make: measure.MakeCache,
+    batch: int,
+    piece: int | None = None,
+) -> Any:
+    """(sums over predictions, last hidden states of each window); windows are read whole or `piece` by piece."""
     sums, states, head = measure.Tally(), [], model.get_output_embeddings().weight
     for start in range(0, len(windows), batch):
-        ids = windows[start : start + batch].to(model.device)
-        states += list(model.model(ids, past_key_values=make(), use_cache=True)[0])
+        ids, cache = windows[start : start + batch].to(model.device), make()
+        pieces = ids.split(piece or ids.shape[1], dim=1)
+        states += list(torch.cat([model.model(x, past_key_values=cache, use_cache=True)[0] for x in pieces], dim=1))
         for index in range(start, start + len(ids)):
             scores = (states[index][:-1] @ head.T).float().log_softmax(-1)
             plain = scores if hidden is None else (hidden[index][:-1] @ head.T).float().log_softmax(-1)
@@ -94,6 +115,38 @@ def tally(model: Any, windows: Tensor, hidden: list[Tensor] | None, make: measur
             sums.agreed += int((scores.argmax(-1) == plain.argmax(-1)).sum())
             sums.predictions += len(target)
     return sums, states
+
+
+def measured(
+    language: llm.LanguageModel,
+    label: str,
+    windows: Tensor,
+    reference: tuple[measure.Tally, list[Tensor]],
+    batch: int,
+    protocol: measure.Protocol,
+) -> dict[str, Any]:
+    """The row called `label`: quality, bytes, and passkeys where the protocol has any."""
+    peer = PEERS.get(label)
+    if peer:
+        make = partial(peer.make, language.model)
+        row: dict[str, Any] = {"codec": "QuantizedCache", "label": label, "settings": peer.settings()}
+        held = {str(tokens): peer.filled_bytes(language, tokens) / tokens for tokens in protocol.contexts}
+        whole = 4 * math.prod(llm.attention_shape(language.model))
+        row |= {"bytes_per_token": held, "bytes_per_token_bf16": whole}
+        row |= {"bytes_ratio": held[str(protocol.window)] / whole, "bytes_ratio_context": protocol.window}
+        protocol = replace(protocol, chunk=peer.residual)
+    else:
+        one = entries(language, [label])[label]
+        make = one.make
+        row = {"codec": one.codec, "label": label, "settings": one.settings()}
+        row |= measure.sizes(language, {label: make}, protocol)[label]
+        row["bits"] = {name: kept.tolist() for name, kept in one.plan.keep.items()}
+    plain, hidden = reference
+    found, _ = tally(language.model, windows, hidden, make, batch, protocol.chunk if peer else None)
+    row |= found.row(plain) | {"losses": found.loss, "losses_plain": plain.loss}
+    if protocol.passkey_tokens:
+        row |= measure.recall(language, {label: make}, protocol)[label]
+    return row
 
 
 def main() -> None:
@@ -124,18 +177,12 @@ def main() -> None:
     def plain_cache() -> Cache:
         return DynamicCache(config=language.model.config)
 
-    plain, hidden = tally(language.model, windows, None, plain_cache, arguments.batch)
+    plain = tally(language.model, windows, None, plain_cache, arguments.batch)
     about = {"text": arguments.text, "windows": len(windows), "window": protocol.window, "model": language.name}
     about["command"] = " ".join(sys.argv)
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     for label in arguments.only or [*MIXED, *UNIFORM, *MERGED]:
-        one = entries(language, [label])[label]
-        found, _ = tally(language.model, windows, hidden, one.make, arguments.batch)
-        row = {"codec": one.codec, "label": label, "settings": one.settings()} | found.row(plain)
-        row |= measure.sizes(language, {label: one.make}, protocol)[label] | about
-        if arguments.passkeys:
-            row |= measure.recall(language, {label: one.make}, protocol)[label]
-        row["bits"] = {name: kept.tolist() for name, kept in one.plan.keep.items()}
+        row = measured(language, label, windows, plain, arguments.batch, protocol) | about
         with arguments.out.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
         shown = f"{row['ppl_ratio']:.4f} +- {row['ppl_ratio_error']:.4f}  KL {row['kl']:.4f}  {row['top1']:.1%}"

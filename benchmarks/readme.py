@@ -42,7 +42,8 @@ def quality(rows: list[dict[str, Any]]) -> str:
 def speed(rows: list[dict[str, Any]]) -> str:
     """Decode attention on a CPU: milliseconds, and times as fast as SDPA in bf16."""
     rows = [row for row in rows if row["threads"] == 1]
-    contenders = [name for name in dict.fromkeys(row["contender"] for row in rows) if name.startswith("hack")]
+    others = ("read floor", "sdpa")
+    contenders = [name for name in dict.fromkeys(row["contender"] for row in rows) if not name.startswith(others)]
     lines = [
         f"`{rows[0]['command']}`, one thread, {rows[0]['cpu']} ({rows[0]['variant']}): milliseconds of one decode step "
         "of one layer's attention, cache out of memory, and how many times as fast as SDPA in bf16.",
@@ -96,7 +97,7 @@ def gpu(rows: list[dict[str, Any]]) -> str:
         "| rows x tokens, head size | best SDPA bf16 | 2 bits | dequantising | 4 bits | dequantising |",
         "| --- | ---: | ---: | ---: | ---: | ---: |",
     ]
-    for place, here in by_place(rows).items():
+    for place, here in sorted(by_place(rows).items(), key=lambda one: (-one[0][2], *one[0])):
         base = min(row["us"] for name, row in here.items() if name.startswith("sdpa"))
         cells = []
         for bits in (2, 4):
@@ -115,7 +116,25 @@ def gpu(rows: list[dict[str, Any]]) -> str:
         speed = {row["contender"]: row["tflop_per_s"] for row in prefills if row["tokens"] == tokens}
         names = ("sdpa flash", "sdpa cudnn", "hack 2 bits", "hack 4 bits")
         lines.append(f"| {tokens:,} | {' | '.join(f'{speed[name]:.0f}' for name in names)} |")
-    return "\n".join(lines)
+    return "\n".join(lines + gpu_peers([row for row in rows if row["kind"] == "peers"]))
+
+
+def gpu_peers(rows: list[dict[str, Any]]) -> list[str]:
+    """Caches that restore everything at each step, as Python calls them."""
+    if not rows:
+        return []
+    names = [name for name in dict.fromkeys(row["contender"] for row in rows) if not name.startswith("sdpa")]
+    lines = ["", "One step as Python calls it, no CUDA graph (times as fast as the best SDPA called so):", ""]
+    lines += [
+        f"| rows x tokens, head size | best SDPA bf16 | {' | '.join(names)} |",
+        f"| ---{' | ---:' * len(names)} | ---: |",
+    ]
+    for place in dict.fromkeys((row["rows"], row["tokens"], row["head_dim"]) for row in rows):
+        here = {row["contender"]: row["us"] for row in rows if (row["rows"], row["tokens"], row["head_dim"]) == place}
+        base = min(us for name, us in here.items() if name.startswith("sdpa"))
+        cells = [f"{here[name]:,.0f} ({base / here[name]:.2f}x)" if name in here else "–" for name in names]
+        lines.append(f"| {place[0]} x {place[1]:,}, {place[2]} | {base:,.0f} | {' | '.join(cells)} |")
+    return lines
 
 
 def by_place(rows: list[dict[str, Any]]) -> dict[tuple[int, int, int], dict[str, dict[str, Any]]]:
@@ -168,6 +187,7 @@ TABLES = {
         "kv_merged.jsonl": beyond,
         "kv_by_head.jsonl": beyond,
         "kv_quality.jsonl": beyond,
+        "kv_quantized.jsonl": beyond,
         "kv_cpu.jsonl": speed,
         "kv_gpu.jsonl": gpu,
         "kv_generate.jsonl": generate,

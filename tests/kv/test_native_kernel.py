@@ -3,6 +3,7 @@
 import logging
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -85,6 +86,22 @@ def test_kernel_equals_reference_at_all_bits(variant: str, k_bits: int, v_bits: 
 def test_kernel_equals_reference_at_all_head_sizes(variant: str, dim: int, partition: int) -> None:
     for bits in (2, 3, 4, 8):
         check(Hack(k_bits=bits, v_bits=bits, partition=partition), *sample(rows=2, shared=2, dim=dim))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("rotation", ["values", "all"])
+@pytest.mark.parametrize("dim", [16, 64, 80, 96, 128, 256])
+def test_kernel_turns_what_is_not_coded_as_the_codes_are(
+    variant: str, dim: int, rotation: str, dtype: torch.dtype
+) -> None:
+    codec, drawn = Hack(k_bits=4, v_bits=4, rotation=rotation, fit="unbiased"), sample(rows=2, shared=5, dim=dim)
+    q, k, v = (x.to(dtype) for x in drawn)
+    blocks = encode(codec, k, v)
+    unturned = attended(codec, q.float(), blocks)
+    found, reference = (one.attend(q, blocks, dim**-0.5) for one in (codec, replace(codec, kernel="reference")))
+    assert error(found, reference) < 4e-3
+    assert error(found, exact(codec, q, blocks)) < 3e-2
+    assert error(unturned, reference) > 0.1
 
 
 @pytest.mark.parametrize("shared", [1, 2, 3, 4, 5, 6, 7, 8, 9, 13])

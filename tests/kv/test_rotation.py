@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from thrifty.kv.rotation import rotate
+from thrifty.kv import rotation
+from thrifty.kv.rotation import rotate, rotate_at_once
 
 
 @pytest.mark.parametrize("width", [16, 64, 80, 96, 128, 256])
@@ -22,3 +23,27 @@ def test_one_large_channel_spreads_over_all() -> None:
 def test_a_token_is_rotated_alike_whatever_comes_with_it() -> None:
     x = torch.randn(3, 2, 70, 64)
     assert torch.equal(rotate(x)[1:2, :, 3:4], rotate(x[1:2, :, 3:4]))
+
+
+@pytest.mark.parametrize("width", [16, 64, 80, 96, 128, 256])
+def test_one_product_rotates_as_sums_and_differences_do(width: int) -> None:
+    x = torch.randn(2, 3, 5, width)
+    torch.testing.assert_close(rotate_at_once(x), rotate(x), atol=1e-5, rtol=1e-5)
+
+
+def test_what_rotates_in_inference_mode_rotates_with_gradients_later() -> None:
+    rotation._matrix.cache_clear()
+    with torch.inference_mode():
+        rotate_at_once(torch.randn(4, 64))
+    x = torch.randn(4, 64, requires_grad=True)
+    rotate_at_once(x).sum().backward()
+    assert x.grad is not None
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_autocast_leaves_the_rotation_in_float32(dtype: torch.dtype) -> None:
+    x = torch.randn(2, 9, 1, 64)
+    with torch.autocast("cpu", dtype):
+        turned = rotate_at_once(x)
+    assert turned.dtype == torch.float32
+    torch.testing.assert_close(turned, rotate(x), atol=1e-5, rtol=1e-5)

@@ -18,7 +18,7 @@ from thrifty import native_build
 from thrifty.kv.blocks import Blocks, Side
 
 SOURCES = Path(__file__).parent / "native"
-VERSION = 1
+VERSION = 2
 VARIANTS = native_build.VARIANTS
 MAX_DIM, MAX_GROUPS, MAX_TOKENS = 256, 16, 128
 _TYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
@@ -32,7 +32,8 @@ class _Side(ctypes.Structure):
     _fields_ = (*((name, _View) for name in ("sinks", "codes", "scale", "low", "open")), ("bits", ctypes.c_int64))
 
 
-_COUNTS = ("rows", "kv_heads", "shared", "dim", "blocks", "tokens", "group", "sinks", "open", "type", "threads")
+_COUNTS = ("rows", "kv_heads", "shared", "dim", "blocks", "tokens", "group", "sinks", "open", "turned_k", "turned_v")
+_COUNTS += ("type", "threads")
 
 
 class _Call(ctypes.Structure):
@@ -57,10 +58,18 @@ def variant() -> str | None:
 
 
 def attend(
-    q: Float[Tensor, "rows q_heads queries d"], blocks: Blocks, k_bits: int, v_bits: int, group: int, scale: float
+    q: Float[Tensor, "rows q_heads queries d"],
+    blocks: Blocks,
+    k_bits: int,
+    v_bits: int,
+    group: int,
+    scale: float,
+    turned: tuple[bool, bool] = (False, False),
 ) -> Float[Tensor, "rows q_heads queries d"] | None:
     """Attention of the newest token on `blocks`: keys coded per channel and block, values per token and `group`
-    channels. None where the kernel cannot do it: no library, several queries, another device, unusual shapes."""
+    channels. Where keys or values are `turned`, their codes are in rotated channels (`thrifty.kv.rotation`), and so is
+    `q` or the result; sinks and open block are not. None where the kernel cannot do it: no library, several queries,
+    another device, unusual shapes."""
     name = variant() if _suits(q, blocks, group) else None
     library = _library() if name else None
     if name is None or library is None:
@@ -73,7 +82,8 @@ def attend(
     call = _Call(
         *(_side(side, bits) for side, bits in zip(sides, (k_bits, v_bits), strict=True)),
         *(query.data_ptr(), out.data_ptr(), rows, kv_heads, heads // kv_heads, dim, units, unit, group),
-        *(blocks.k.sinks.shape[2], blocks.k.open.shape[2], _TYPES[blocks.k.open.dtype], torch.get_num_threads()),
+        *(blocks.k.sinks.shape[2], blocks.k.open.shape[2], *turned),
+        *(_TYPES[blocks.k.open.dtype], torch.get_num_threads()),
         scale,
     )
     failed = library.thrifty_attend(ctypes.byref(call), name.encode(), native_build.torch_threads())

@@ -4,6 +4,8 @@ The rotation keeps products: q k^T is the same after both are rotated, and what 
 rotated back once per query. It is its own inverse.
 """
 
+from functools import cache
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -22,3 +24,18 @@ def rotate(x: Float[Tensor, "*_ d"]) -> Float[Tensor, "*_ d"]:
         x = torch.stack([left + right, left - right], -2).flatten(-3)
         size *= 2
     return x * width**-0.5
+
+
+def rotate_at_once(x: Float[Tensor, "*_ d"]) -> Float[Tensor, "*_ d"]:
+    """`rotate` as one product with the matrix: a tenth of the time, and the same but for rounding, which depends on
+    what comes along. For what attends; what is coded needs `rotate`."""
+    if torch.is_autocast_enabled(x.device.type):  # which would make a product of 16 bits of it
+        return rotate(x)
+    width = x.shape[-1] & -x.shape[-1]
+    return (x.float().unflatten(-1, (-1, width)) @ _matrix(width, x.device)).flatten(-2)
+
+
+@cache
+def _matrix(width: int, device: torch.device) -> Float[Tensor, "width width"]:
+    with torch.inference_mode(False):  # so that it serves any later call
+        return rotate(torch.eye(width, device=device))

@@ -6,6 +6,7 @@ is to nearest. `v1`, of the arXiv paper: keys per token over groups of channels 
 over blocks of tokens with a 16-bit open block, no sinks, stochastic rounding.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from typing import Literal
@@ -21,7 +22,7 @@ from thrifty.kv import consistent, dense, homomorphic, native_kernel
 from thrifty.kv.blocks import Blocks, Coded, HeadShape, Side, encode
 from thrifty.kv.pages import Pages
 from thrifty.kv.quantise import pack, position_noise, quantise, quantise_unbiased, unpack
-from thrifty.kv.rotation import rotate
+from thrifty.kv.rotation import rotate, rotate_at_once
 
 Bits = Literal[2, 3, 4, 8]
 Operands = tuple[Tensor, Tensor, Tensor, Tensor | None]
@@ -134,14 +135,16 @@ class Hack:
         return self._attend_turned(q, blocks, counts, scale)
 
     def _attend_turned(self, q: Tensor, blocks: Blocks, counts: Tensor | None, scale: float) -> Tensor:
-        if self.rotation == "none":
-            return self._attend(q, blocks, counts, scale)
-        turned = Blocks(self._turn_dense(blocks.k, "k"), self._turn_dense(blocks.v, "v"))
-        return self._turn(self._attend(self._turn(q, "k"), turned, counts, scale), "v").to(q.dtype)
+        query = self._turn(q, "k", rotate_at_once)
+        mixed = self._attend_native(query, blocks, scale) if counts is None else None
+        if mixed is None:
+            turned = Blocks(self._turn_dense(blocks.k, "k"), self._turn_dense(blocks.v, "v"))
+            mixed = self._attend(query, turned, counts, scale)
+        return self._turn(mixed, "v", rotate_at_once).to(q.dtype)
 
     def _attend(self, q: Tensor, blocks: Blocks, counts: Tensor | None, scale: float) -> Tensor:
         """`attend` in the channels that the codes are in."""
-        fast = self._attend_fast(q, blocks, scale) if self.kernel == "auto" and counts is None else None
+        fast = self._attend_triton(q, blocks, scale) if counts is None else None
         if fast is not None:
             return fast
         query = dense.stack_queries(q, blocks.k.open.shape[1])
@@ -159,12 +162,18 @@ class Hack:
             mixed = mixed + self._mix(closed, blocks.v.closed)
         return dense.unstack_queries(mixed, q)
 
-    def _attend_fast(self, q: Tensor, blocks: Blocks, scale: float) -> Tensor | None:
-        """By a kernel in C++ or in Triton; None where none can do it."""
+    def _attend_native(self, q: Tensor, blocks: Blocks, scale: float) -> Tensor | None:
+        """By the kernel in C++, which turns what is not coded by itself; None where it cannot do it."""
+        if self.kernel != "auto" or q.is_cuda or not self._is_consistent:
+            return None
+        turned = (self._is_turned("k"), self._is_turned("v"))
+        return native_kernel.attend(q, blocks, self.k_bits, self.v_bits, self._group(q.shape[-1]), scale, turned)
+
+    def _attend_triton(self, q: Tensor, blocks: Blocks, scale: float) -> Tensor | None:
+        """By a kernel in Triton; None where none can do it."""
+        if self.kernel != "auto" or not q.is_cuda:
+            return None
         group = self._group(q.shape[-1])
-        if not q.is_cuda:
-            suits = self._is_consistent
-            return native_kernel.attend(q, blocks, self.k_bits, self.v_bits, group, scale) if suits else None
         if not self._suits_triton(q, blocks) or q.shape[2] > max(1, blocks.k.open.shape[2]):
             return None
         from thrifty.kv.kernels import decode, prefill
@@ -188,9 +197,9 @@ class Hack:
         from thrifty.kv.kernels import prefill
 
         group = self._group(q.shape[-1])
-        turned = self._turn(q, "k").to(q.dtype)
+        turned = self._turn(q, "k", rotate_at_once).to(q.dtype)
         mixed = prefill.attend(turned, held, after.num_tokens, self.k_bits, self.v_bits, group, scale)
-        return after, self._turn(mixed, "v").to(q.dtype)
+        return after, self._turn(mixed, "v", rotate_at_once).to(q.dtype)
 
     def suits_pages(self, q: Float[Tensor, "rows q_heads 1 d"], groups: list[Blocks]) -> bool:
         """Where the kernel for GPUs knows every row that has codes, and all sinks are there."""
@@ -207,11 +216,11 @@ class Hack:
         from thrifty.kv.kernels import decode
 
         dense = {name: getattr(pages, name) for name in ("sink_k", "sink_v", "open_k", "open_v")}
-        turned = {name: self._turn(x, name[-1]).to(x.dtype) for name, x in dense.items()}
-        query = self._turn(q, "k").to(q.dtype)
+        turned = {name: self._turn(x, name[-1], rotate_at_once).to(x.dtype) for name, x in dense.items()}
+        query = self._turn(q, "k", rotate_at_once).to(q.dtype)
         bits, group = (self.k_bits, self.v_bits), self._group(q.shape[-1])
         mixed = decode.attend_pages(query, replace(pages, **turned), *bits, group, scale)
-        return self._turn(mixed, "v").to(q.dtype)
+        return self._turn(mixed, "v", rotate_at_once).to(q.dtype)
 
     def _suits_triton(self, q: Tensor, blocks: Blocks) -> bool:
         if self.layout != "atc" or self.rounding != "nearest" or not find_spec("triton"):
@@ -235,14 +244,19 @@ class Hack:
         held = closed_k * k + closed_v * v + dense_tokens * shape.head_dim * 2
         return shape.kv_heads * held / num_tokens
 
-    def _turn(self, x: Tensor, side: str) -> Tensor:
+    def _turn(self, x: Tensor, side: str, by: Callable[[Tensor], Tensor] = rotate) -> Tensor:
         """Into the channels that the codes of a side are in, or back."""
-        return rotate(x) if self.rotation == "all" or (side == "v" and self.rotation == "values") else x
+        return by(x) if self._is_turned(side) else x
+
+    def _is_turned(self, side: str) -> bool:
+        return self.rotation == "all" or (side == "v" and self.rotation == "values")
 
     def _turn_dense(self, held: Side, side: str) -> Side:
-        # The kernels read one dtype only: that of scale and low.
-        dtype = held.open.dtype if self._is_consistent or held.open.is_cuda else torch.float32
-        sinks, opened = (self._turn(x, side).to(dtype) for x in (held.sinks, held.open))
+        if not self._is_turned(side):
+            return held
+        # The kernels on a GPU read one dtype only: that of scale and low.
+        dtype = held.open.dtype if held.open.is_cuda else torch.float32
+        sinks, opened = (self._turn(x, side, rotate_at_once).to(dtype) for x in (held.sinks, held.open))
         return replace(held, sinks=sinks, open=opened)
 
     def _quantise(self, x: Tensor, bits: int, dim: int, dtype: torch.dtype, noise: Tensor | None) -> tuple[Tensor, ...]:

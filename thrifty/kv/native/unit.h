@@ -361,6 +361,21 @@ void codes_unit(const Call& call, int64_t row, int64_t head, int64_t first, int6
   }
 }
 
+// The Hadamard rotation of thrifty/kv/rotation.py, in place: by the largest power of two that divides `dim`, in pieces.
+inline void rotate(float* x, int64_t dim) {
+  int64_t width = dim & -dim;
+  float factor = 1 / std::sqrt(static_cast<float>(width));
+  for (int64_t size = 1; size < width; size *= 2)
+    for (int64_t start = 0; start < dim; start += 2 * size)
+      for (int64_t c = start; c < start + size; ++c) {
+        float left = x[c], right = x[c + size];
+        x[c] = left + right;
+        x[c + size] = left - right;
+      }
+  for (int64_t c = 0; c < dim; ++c) x[c] *= factor;
+}
+
+// Exact tokens are where the model has them: the query is turned back for them and their sum turned, not each of them.
 template <class V>
 void dense_unit(const Call& call, int64_t row, int64_t head, float* partial) {
   Work work;
@@ -368,12 +383,15 @@ void dense_unit(const Call& call, int64_t row, int64_t head, float* partial) {
   for (int64_t start = 0; start < call.shared; start += heads) {
     heads = round_of(call, start);
     begin(call, row, head, start, heads, work);
+    if (call.turned_k)
+      for (int h = 0; h < heads; ++h) rotate(work.query[h], call.dim);
     V::template attend_dense<V>(call, heads, at(call.k.sinks, row, head), at(call.v.sinks, row, head), call.sinks, work);
     V::template attend_dense<V>(call, heads, at(call.k.open, row, head), at(call.v.open, row, head), call.open, work);
     for (int h = 0; h < heads; ++h) {
       float* to = partial + (start + h) * (kHeader + call.dim);
       to[0] = work.top[h];
       for (int64_t g = 0; g < call.dim / call.group; ++g) to[16 + g] = work.total[h][0][0];
+      if (call.turned_v) rotate(work.mixed[h], call.dim);
       std::memcpy(to + kHeader, work.mixed[h], 4 * call.dim);
     }
   }
