@@ -2,6 +2,7 @@
 
 import concurrent.futures
 import ctypes
+import importlib
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,8 @@ def test_library_has_a_plain_c_interface(sources: Path, tmp_path: Path) -> None:
     command = native_build.compiler()
     assert command
     native_build.compile_library(command, sources, tmp_path / "deep" / "it.so")
-    assert ctypes.CDLL(str(tmp_path / "deep" / "it.so")).thrifty_version() == 1
+    expected = importlib.import_module(f"thrifty.{sources.parent.name}.native_kernel").VERSION
+    assert ctypes.CDLL(str(tmp_path / "deep" / "it.so")).thrifty_version() == expected
     assert [path.name for path in (tmp_path / "deep").iterdir()] == ["it.so"]
 
 
