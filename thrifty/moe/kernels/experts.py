@@ -28,8 +28,7 @@ from thrifty.moe.kernels.order import gathered, order_of
 @dataclass(frozen=True)
 class Tuning:
     """Rows of a tile, numbers of a product at a time, warps, and how many loads are under way: for tiles as they are
-    and for those with half a tile more; whether those run before all others, in the second product and in the first:
-    what lasts longest should not come last, but then their weights are read twice."""
+    and for those with half a tile more."""
 
     rows: int = 128
     depth: int = 64
@@ -37,8 +36,6 @@ class Tuning:
     stages: int = 4
     tall_stages: int = 3
     columns: int = 256
-    tall_first: bool = False
-    hidden_tall_first: bool = False
 
 
 _USUAL = Tuning()
@@ -46,7 +43,7 @@ _USUAL = Tuning()
 
 @triton.jit
 @no_type_check
-def _place(ends, program, num_experts, columns, ROWS: tl.constexpr, EXPERTS: tl.constexpr, TALL_FIRST: tl.constexpr):
+def _place(ends, program, num_experts, columns, ROWS: tl.constexpr, EXPERTS: tl.constexpr):
     """The expert of a program (-1: none), its tile of columns, its first row, the one after the expert's last, and
     whether it takes the rows that are left over as well."""
     number = tl.arange(0, EXPERTS)
@@ -57,20 +54,11 @@ def _place(ends, program, num_experts, columns, ROWS: tl.constexpr, EXPERTS: tl.
     rest = (end - begin) % ROWS
     joins = ((rest > 0) & (rest <= ROWS // 2) & (whole > 0)).to(tl.int32)
     tiles = whole + (rest > 0).to(tl.int32) - joins
-    is_tall = 0
-    if TALL_FIRST:
-        tall = tl.sum(joins, 0) * columns
-        is_tall = (program < tall).to(tl.int32)
-        tiles = tl.where(program < tall, joins, tiles - joins)
-        program = tl.where(program < tall, program, program - tall)
     before = (tl.cumsum(tiles, 0) - tiles) * columns
     is_it = (program >= before) & (program < before + tiles * columns)
     tiles = tl.maximum(tiles, 1)
     row = (program - before) % tiles
-    if TALL_FIRST:
-        row = tl.where(is_tall > 0, whole - 1, row)
-    else:
-        is_tall = tl.sum((is_it & (joins > 0) & (row == whole - 1)).to(tl.int32), 0)
+    is_tall = tl.sum((is_it & (joins > 0) & (row == whole - 1)).to(tl.int32), 0)
     expert = tl.max(tl.where(is_it, number, -1), 0)
     column = tl.sum(tl.where(is_it, (program - before) // tiles, 0), 0)
     first = tl.sum(tl.where(is_it, begin + row * ROWS, 0), 0)
@@ -98,12 +86,10 @@ def _store_hidden(
 def _hidden(
     x, x_half, weight, hidden, ends, num_experts, columns, width,
     SIZE: tl.constexpr, ROWS: tl.constexpr, CHANNELS: tl.constexpr, DEPTH: tl.constexpr, EXPERTS: tl.constexpr,
-    TALL_FIRST: tl.constexpr, STAGES: tl.constexpr, TALL_STAGES: tl.constexpr, ACTIVATION: tl.constexpr,
+    STAGES: tl.constexpr, TALL_STAGES: tl.constexpr, ACTIVATION: tl.constexpr,
 ):  # fmt: skip
     """Program: a tile of rows of one expert, and as many gate as up channels."""
-    expert, column, first, last, is_tall = _place(
-        ends, tl.program_id(0), num_experts, columns, ROWS, EXPERTS, TALL_FIRST
-    )
+    expert, column, first, last, is_tall = _place(ends, tl.program_id(0), num_experts, columns, ROWS, EXPERTS)
     if expert >= 0:
         if is_tall > 0:
             total = tl.zeros((ROWS, 2 * CHANNELS), tl.float32)
@@ -141,12 +127,10 @@ def _store_output(total, out, order, first, last, column, width, ROWS: tl.conste
 def _output(
     hidden, hidden_half, weight, out, order, ends, num_experts, columns, width,
     SIZE: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr, EXPERTS: tl.constexpr,
-    TALL_FIRST: tl.constexpr, STAGES: tl.constexpr, TALL_STAGES: tl.constexpr,
+    STAGES: tl.constexpr, TALL_STAGES: tl.constexpr,
 ):  # fmt: skip
     """Program: a tile of rows of one expert, a tile of columns of the output."""
-    expert, column, first, last, is_tall = _place(
-        ends, tl.program_id(0), num_experts, columns, ROWS, EXPERTS, TALL_FIRST
-    )
+    expert, column, first, last, is_tall = _place(ends, tl.program_id(0), num_experts, columns, ROWS, EXPERTS)
     if expert >= 0:
         if is_tall > 0:
             total = tl.zeros((ROWS, COLUMNS), tl.float32)
@@ -185,13 +169,13 @@ def run_experts(
     pairs = gate_up.view(2 * num_experts, width, size)
     _hidden[(tiles * columns,)](
         *_tiles_of(rows, tuning), TensorDescriptor.from_tensor(pairs, [2, channels, tuning.depth]), hidden, ends,
-        num_experts, columns, width, SIZE=size, CHANNELS=channels, TALL_FIRST=tuning.hidden_tall_first,
+        num_experts, columns, width, SIZE=size, CHANNELS=channels,
         ACTIVATION=activation, **kinds,
     )  # fmt: skip
     columns = triton.cdiv(size, tuning.columns)
     _output[(tiles * columns,)](
         *_tiles_of(hidden, tuning), TensorDescriptor.from_tensor(down, [1, tuning.columns, tuning.depth]), out, order,
-        ends, num_experts, columns, size, SIZE=width, COLUMNS=tuning.columns, TALL_FIRST=tuning.tall_first, **kinds,
+        ends, num_experts, columns, size, SIZE=width, COLUMNS=tuning.columns, **kinds,
     )  # fmt: skip
     return out
 

@@ -25,13 +25,12 @@ from thrifty.moe.kernels.act import activated
 
 @dataclass(frozen=True)
 class Tuning:
-    """How the kernels run: of `_stream`, channels at a time, warps, and programs for each multiprocessor; whether
-    `_join` may start before `_stream` has ended (`overlap`), and columns of each of its programs."""
+    """How the kernels run: of `_stream`, channels at a time, warps, and programs for each multiprocessor; columns of
+    each program of `_join`."""
 
     rows: int = 2
     warps: int = 8
     programs: int = 1
-    overlap: bool = True
     join_columns: int = 32
 
 
@@ -181,7 +180,7 @@ def run_single(
     (num_experts, stored), width, nothing = mlp.members.shape, x.shape[1], mlp.up
     is_scored = choice is None and mlp.router is not None
     is_listed = choice is not None or is_scored
-    overlap = tuning.overlap and overlaps(x.device)
+    overlap = overlaps(x.device)
     programs = tuning.programs * processors(x.device)
     part = torch.empty(programs, width, dtype=torch.float32, device=x.device)
     chosen = torch.empty(1, dtype=torch.int32, device=x.device) if is_scored else choice
