@@ -16,16 +16,22 @@ def prune(rows: Rows) -> str:
         f"{first['test_images']:,} test images after the last epoch, mean ± sd over seeds (n); training time in "
         "that of the unpruned network; forward pass in float32, small against whole.",
         "",
-        "| network, epochs | method | FLOPs kept | parameters kept | accuracy | training time | batch 1 | batch 256 |",
+        "| network, epochs, recipe | method | FLOPs kept | parameters kept | accuracy | training time | batch 1 | batch 256 |",
         "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
-    for key in dict.fromkeys((row["network"], row["epochs"]) for row in rows):
-        here = [row for row in rows if (row["network"], row["epochs"]) == key]
+    for key in dict.fromkeys(map(_trained, rows)):
+        here = [row for row in rows if _trained(row) == key]
         whole = [row["seconds"] for row in here if row["method"] == "unpruned"]
         runs = dict.fromkeys(row["run"].rpartition(":")[0] for row in here)
         order = sorted(runs, key=lambda run: (-_of(here, run)[0]["flops_ratio"], -_accuracy(_of(here, run))[0]))
         lines += [_line(key, _of(here, run), whole) for run in order]
     return "\n".join(lines)
+
+
+def _trained(row: dict[str, Any]) -> str:
+    """Of which network, how long, and whether with cutout: what is compared has it in common."""
+    cutout = row["training"].get("cutout")
+    return f"{row['network']}, {row['epochs']}" + (f", cutout {cutout}" if cutout else "")
 
 
 def _of(rows: Rows, run: str) -> Rows:
@@ -37,7 +43,7 @@ def _accuracy(rows: Rows) -> tuple[float, float]:
     return statistics.mean(values), statistics.stdev(values) if len(values) > 1 else 0.0
 
 
-def _line(key: tuple[str, int], rows: Rows, whole: list[float]) -> str:
+def _line(key: str, rows: Rows, whole: list[float]) -> str:
     mean, spread = _accuracy(rows)
     row = rows[0]
     _, method, budget, _ = row["run"].split(":")
@@ -50,5 +56,5 @@ def _line(key: tuple[str, int], rows: Rows, whole: list[float]) -> str:
         f"{statistics.median(r[name]['after'] / r[name]['before'] for r in rows):.2f}"
         for name in ("latency_ms_single", "latency_ms")
     ]
-    cells = [f"{key[0]}, {key[1]}", method, f"{row['flops_ratio']:.1%}", f"{params:.1%}", told, share, *times]
+    cells = [key, method, f"{row['flops_ratio']:.1%}", f"{params:.1%}", told, share, *times]
     return f"| {' | '.join(cells)} |"
