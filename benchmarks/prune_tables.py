@@ -16,7 +16,8 @@ def prune(rows: Rows) -> str:
         f"{first['test_images']:,} test images after the last epoch, mean ± sd over seeds (n); training time in "
         "that of the unpruned network; forward pass in float32, small against whole.",
         "",
-        "| network, epochs, recipe | method | FLOPs kept | parameters kept | accuracy | training time | batch 1 | batch 256 |",
+        "| network, epochs, recipe | method | FLOPs kept | parameters kept | accuracy | training time | batch 1 "
+        "| batch 256 |",
         "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
     for key in dict.fromkeys(map(_trained, rows)):
