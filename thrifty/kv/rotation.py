@@ -35,6 +35,12 @@ def rotate_at_once(x: Float[Tensor, "*_ d"]) -> Float[Tensor, "*_ d"]:
     return (x.float().unflatten(-1, (-1, width)) @ _matrix(width, x.device)).flatten(-2)
 
 
+def rotate_onto(y: Float[Tensor, "*_ d"], x: Float[Tensor, "*_ d"]) -> Float[Tensor, "*_ d"]:
+    """`y + rotate_at_once(x)` of float32, in one product."""
+    width = x.shape[-1] & -x.shape[-1]
+    return torch.addmm(y.reshape(-1, width), x.reshape(-1, width), _matrix(width, x.device)).view(x.shape)
+
+
 @cache
 def _matrix(width: int, device: torch.device) -> Float[Tensor, "width width"]:
     with torch.inference_mode(False):  # so that it serves any later call

@@ -25,12 +25,14 @@ def decode_module() -> Any:
 def check(
     kernels: Any, k_bits: int = 2, v_bits: int = 2, rows: int = 1, heads: int = 2, shared: int = 4, tokens: int = 333,
     dim: int = 128, partition: int = 64, dtype: torch.dtype = torch.bfloat16, per_sm: int = 12,
+    rotation: Any = "none",
 ) -> None:  # fmt: skip
-    codec = Hack(k_bits=k_bits, v_bits=v_bits, partition=partition, qp_bits="exact")
+    codec = Hack(k_bits=k_bits, v_bits=v_bits, partition=partition, qp_bits="exact", rotation=rotation)
     q, k, v = kernels.sample(rows, heads, shared, tokens, dim, dtype)
     blocks = encode(codec, k, v)
     tuning = decode_module().Tuning(per_multiprocessor=per_sm, assembly=kernels.has_gpu)
-    found = decode_module().attend(q, blocks, k_bits, v_bits, codec._group(dim), dim**-0.5, tuning)
+    turned = rotation == "all", rotation != "none"
+    found = decode_module().attend(q, blocks, k_bits, v_bits, codec._group(dim), dim**-0.5, turned, tuning)
     assert found.shape == q.shape
     assert found.dtype == q.dtype
     assert kernels.error(found, kernels.exact(codec, q, blocks)) < (5e-3 if dtype == torch.bfloat16 else 1e-3)
@@ -70,6 +72,11 @@ def test_kernel_joins_many_splits(kernels: Any) -> None:
     check(kernels, heads=1, tokens=1500, per_sm=12 if kernels.has_gpu else 5)
 
 
+@pytest.mark.parametrize(("rotation", "rows", "tokens"), [("values", 2, 197), ("all", 1, 200), ("all", 2, 700)])
+def test_kernel_turns_what_is_coded_and_nothing_else(kernels: Any, rotation: str, rows: int, tokens: int) -> None:
+    check(kernels, 4, 4, rows=rows, heads=1, tokens=tokens, rotation=rotation)
+
+
 def test_kernel_is_exact_enough_in_float16(kernels: Any) -> None:
     check(kernels, dtype=torch.float16)
 
@@ -79,7 +86,7 @@ def test_rows_of_any_lengths_attend_through_a_table_of_pages(kernels: Any) -> No
     rows = [encode(codec, *kernels.sample(1, 2, 1, length, 128, torch.bfloat16)[1:]) for length in (333, 70, 10, 197)]
     q = torch.randn(4, 8, 1, 128, device=kernels.device).bfloat16()
     tuning = decode_module().Tuning(assembly=kernels.has_gpu)
-    found = decode_module().attend_pages(q, Pages.of(rows, 2), 4, 2, 64, 128**-0.5, tuning)
+    found = decode_module().attend_pages(q, Pages.of(rows, 2), 4, 2, 64, 128**-0.5, tuning=tuning)
     for index, row in enumerate(rows):
         one = slice(index, index + 1)
         assert kernels.error(found[one], kernels.exact(codec, q[one], row)) < 5e-3

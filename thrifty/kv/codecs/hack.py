@@ -135,6 +135,9 @@ class Hack:
         return self._attend_turned(q, blocks, counts, scale)
 
     def _attend_turned(self, q: Tensor, blocks: Blocks, counts: Tensor | None, scale: float) -> Tensor:
+        fast = self._attend_triton(q, blocks, scale) if counts is None else None
+        if fast is not None:
+            return fast
         query = self._turn(q, "k", rotate_at_once)
         mixed = self._attend_native(query, blocks, scale) if counts is None else None
         if mixed is None:
@@ -144,9 +147,6 @@ class Hack:
 
     def _attend(self, q: Tensor, blocks: Blocks, counts: Tensor | None, scale: float) -> Tensor:
         """`attend` in the channels that the codes are in."""
-        fast = self._attend_triton(q, blocks, scale) if counts is None else None
-        if fast is not None:
-            return fast
         query = dense.stack_queries(q, blocks.k.open.shape[1])
         logits = [dense.scores(query, blocks.k.sinks), dense.scores(query, blocks.k.open)]
         if blocks.k.closed:
@@ -170,17 +170,27 @@ class Hack:
         return native_kernel.attend(q, blocks, self.k_bits, self.v_bits, self._group(q.shape[-1]), scale, turned)
 
     def _attend_triton(self, q: Tensor, blocks: Blocks, scale: float) -> Tensor | None:
-        """By a kernel in Triton; None where none can do it."""
+        """By a kernel in Triton, which turns what is to be turned; None where none can do it."""
         if self.kernel != "auto" or not q.is_cuda:
             return None
         group = self._group(q.shape[-1])
         if not self._suits_triton(q, blocks) or q.shape[2] > max(1, blocks.k.open.shape[2]):
             return None
-        from thrifty.kv.kernels import decode, prefill
+        from thrifty.kv.kernels import decode
 
         if q.shape[2] > 1:
-            return prefill.attend(q, blocks, blocks.num_tokens, self.k_bits, self.v_bits, group, scale)
-        return decode.attend(q, blocks, self.k_bits, self.v_bits, group, scale)
+            return self._prefill(q, blocks, blocks.num_tokens, scale)
+        turned = self._is_turned("k"), self._is_turned("v")
+        return decode.attend(q, blocks, self.k_bits, self.v_bits, group, scale, turned)
+
+    def _prefill(self, q: Tensor, blocks: Blocks, num_tokens: int, scale: float) -> Tensor:
+        """By the kernel in Triton for many queries; `num_tokens` are those that the newest query sees."""
+        from thrifty.kv.kernels import prefill
+
+        held = Blocks(self._turn_dense(blocks.k, "k"), self._turn_dense(blocks.v, "v"))
+        query, group = self._turn(q, "k", rotate_at_once).to(q.dtype), self._group(q.shape[-1])
+        mixed = prefill.attend(query, held, num_tokens, self.k_bits, self.v_bits, group, scale)
+        return self._turn(mixed, "v", rotate_at_once).to(q.dtype)
 
     def attend_chunk(
         self, q: Float[Tensor, "rows q_heads new d"], past: Blocks, k: Tensor, v: Tensor, scale: float
@@ -191,15 +201,9 @@ class Hack:
             return None
         seen, after = past.append(k, v, self), encode(self, k, v, past)
         held = Blocks(replace(seen.k, closed=after.k.closed), replace(seen.v, closed=after.v.closed))
-        held = Blocks(self._turn_dense(held.k, "k"), self._turn_dense(held.v, "v"))
         if not self._suits_triton(q, held):
             return None
-        from thrifty.kv.kernels import prefill
-
-        group = self._group(q.shape[-1])
-        turned = self._turn(q, "k", rotate_at_once).to(q.dtype)
-        mixed = prefill.attend(turned, held, after.num_tokens, self.k_bits, self.v_bits, group, scale)
-        return after, self._turn(mixed, "v", rotate_at_once).to(q.dtype)
+        return after, self._prefill(q, held, after.num_tokens, scale)
 
     def suits_pages(self, q: Float[Tensor, "rows q_heads 1 d"], groups: list[Blocks]) -> bool:
         """Where the kernel for GPUs knows every row that has codes, and all sinks are there."""
@@ -215,12 +219,8 @@ class Hack:
         """All rows in one launch, on the codes."""
         from thrifty.kv.kernels import decode
 
-        dense = {name: getattr(pages, name) for name in ("sink_k", "sink_v", "open_k", "open_v")}
-        turned = {name: self._turn(x, name[-1], rotate_at_once).to(x.dtype) for name, x in dense.items()}
-        query = self._turn(q, "k", rotate_at_once).to(q.dtype)
-        bits, group = (self.k_bits, self.v_bits), self._group(q.shape[-1])
-        mixed = decode.attend_pages(query, replace(pages, **turned), *bits, group, scale)
-        return self._turn(mixed, "v", rotate_at_once).to(q.dtype)
+        turned = self._is_turned("k"), self._is_turned("v")
+        return decode.attend_pages(q, pages, self.k_bits, self.v_bits, self._group(q.shape[-1]), scale, turned)
 
     def _suits_triton(self, q: Tensor, blocks: Blocks) -> bool:
         if self.layout != "atc" or self.rounding != "nearest" or not find_spec("triton"):

@@ -9,7 +9,8 @@ Neither keys nor values are restored, in memory or in registers. One shift and o
 into two float16 numbers `offset + code` which enter the tensor cores as they are: the field's bits are laid into
 the mantissa, and the offset is taken off through the sums of the other operand. `thrifty.kv.kernels.codes` has the
 products. The sequence is split over programs (flash-decoding, Dao et al., 2023); sinks and open block are programs of
-their own, sixteen tokens each; `_combine` joins them all.
+their own, sixteen tokens each; `_combine` joins them all. Where codes are in rotated channels, those programs take the
+query as it was, and what they mix is kept apart until the rest is turned back: no token is turned at a step.
 
 Blocks of codes are found by number, or through a table of pages: rows may then have any lengths, and the lengths are
 read on the GPU, so that one captured graph serves a cache that grows.
@@ -41,6 +42,7 @@ from thrifty.kv.kernels.codes import (
 )
 from thrifty.kv.kernels.fields import scaled, zeros
 from thrifty.kv.pages import Pages
+from thrifty.kv.rotation import rotate_at_once, rotate_onto
 
 
 @triton.jit
@@ -159,7 +161,7 @@ def _attend_dense(
                                "table_step", "sink_room", "open_room"])  # fmt: skip
 @no_type_check
 def _decode(
-    q, k_codes, k_scale, k_low, v_codes, v_scale, v_low, sink_k, sink_v, open_k, open_v, table, lengths, part, stats,
+    q, plain, k_codes, k_scale, k_low, v_codes, v_scale, v_low, sink_k, sink_v, open_k, open_v, table, lengths, part, stats,
     heads, splits, slots, each, blocks, sinks, opened, head_step, page_step, table_step, sink_room, open_room, factor,
     SHARED: tl.constexpr, PADDED: tl.constexpr, COLUMNS: tl.constexpr, DIM: tl.constexpr, UNIT: tl.constexpr,
     GROUP: tl.constexpr, K_BITS: tl.constexpr, V_BITS: tl.constexpr, PAGED: tl.constexpr, ASSEMBLY: tl.constexpr,
@@ -184,24 +186,26 @@ def _decode(
         if PAGED:
             sinks, opened = tl.load(lengths + row * 3), tl.load(lengths + row * 3 + 2)
         _attend_dense(
-            q, sink_k, sink_v, open_k, open_v, part, stats, head, head * slots + split, (split - splits) * 16,
+            plain, sink_k, sink_v, open_k, open_v, part, stats, head, head * slots + split, (split - splits) * 16,
             sinks, opened, sink_room, open_room, factor, SHARED, PADDED, DIM, ASSEMBLY,
         )  # fmt: skip
 
 
-@triton.jit(do_not_specialize=["slots"])
+@triton.jit(do_not_specialize=["splits", "slots"])
 @no_type_check
 def _combine(
-    part, stats, out, slots,
+    part, stats, out, beside, splits, slots,
     SHARED: tl.constexpr, PADDED: tl.constexpr, DIM: tl.constexpr, STEP: tl.constexpr, CHANNELS: tl.constexpr,
+    APART: tl.constexpr,
 ):  # fmt: skip
-    """Program (head, member, part): join the slots of `CHANNELS` channels of a query head."""
+    """Program (head, member, part): join the slots of `CHANNELS` channels of a query head; with APART those after the
+    splits, which hold what is not coded, in a sum of their own, `beside`."""
     head = tl.program_id(0).to(tl.int64)
     member = tl.program_id(1)
     channel = tl.program_id(2) * CHANNELS + tl.arange(0, CHANNELS)
     highest = START
     total = 0.0
-    mixed = tl.zeros((CHANNELS,), tl.float32)
+    mixed, dense = tl.zeros((CHANNELS,), tl.float32), tl.zeros((CHANNELS,), tl.float32)
     for first in range(0, slots, STEP):
         slot = first + tl.arange(0, STEP)
         is_slot = slot < slots
@@ -214,8 +218,14 @@ def _combine(
         shrink = tl.exp2(before - highest)
         factors = tl.exp2(found - highest)
         total = total * shrink + tl.sum(totals * factors, 0)
+        if APART:
+            dense = dense * shrink + tl.sum(values * tl.where(slot < splits, 0.0, factors)[:, None], 0)
+            factors = tl.where(slot < splits, factors, 0.0)
         mixed = mixed * shrink + tl.sum(values * factors[:, None], 0)
-    tl.store(out + (head * SHARED + member) * DIM + channel, (mixed / total).to(out.dtype.element_ty))
+    at = (head * SHARED + member) * DIM + channel
+    tl.store(out + at, (mixed / total).to(out.dtype.element_ty))
+    if APART:
+        tl.store(beside + at, dense / total)
 
 
 @dataclass(frozen=True)
@@ -233,36 +243,37 @@ _USUAL = Tuning()
 
 def attend(
     q: Float[Tensor, "rows q_heads queries d"], blocks: Blocks, k_bits: int, v_bits: int, group: int, scale: float,
-    tuning: Tuning = _USUAL,
+    turned: tuple[bool, bool] = (False, False), tuning: Tuning = _USUAL,
 ) -> Float[Tensor, "rows q_heads queries d"]:  # fmt: skip
-    """Attention of the newest token on `blocks`, where `thrifty.kv.kernels.shapes` says that they suit."""
+    """Attention of the newest token on `blocks`, where `thrifty.kv.kernels.shapes` says that they suit. Codes of keys or
+    values are in rotated channels (`thrifty.kv.rotation`) where `turned` says so; nothing else is."""
     k, v = (side.each(Tensor.contiguous) for side in (blocks.k, blocks.v))
     assert k.closed is not None
     assert v.closed is not None
     heads, units = k.open.shape[1], k.closed["codes"].shape[2]
     return _run(
         q.contiguous(), (k.closed.tensors, v.closed.tensors), (k.sinks, v.sinks, k.open, v.open), None,
-        k.closed.unit, units, (units, heads * units), k_bits, v_bits, group, scale, tuning,
+        k.closed.unit, units, (units, heads * units), k_bits, v_bits, group, scale, turned, tuning,
     )  # fmt: skip
 
 
 def attend_pages(
     q: Float[Tensor, "rows q_heads queries d"], pages: Pages, k_bits: int, v_bits: int, group: int, scale: float,
-    tuning: Tuning = _USUAL,
+    turned: tuple[bool, bool] = (False, False), tuning: Tuning = _USUAL,
 ) -> Float[Tensor, "rows q_heads queries d"]:  # fmt: skip
     """Attention of the newest token of each row on `pages`. Reads lengths and table on the GPU only, so it can be
     captured in a graph and replayed after they changed."""
     dense = (pages.sink_k, pages.sink_v, pages.open_k, pages.open_v)
     return _run(
         q.contiguous(), (pages.k, pages.v), dense, (pages.table, pages.lengths), pages.unit,
-        pages.table.shape[1], (1, pages.open_k.shape[1]), k_bits, v_bits, group, scale, tuning,
+        pages.table.shape[1], (1, pages.open_k.shape[1]), k_bits, v_bits, group, scale, turned, tuning,
     )  # fmt: skip
 
 
 def _run(
     query: Tensor, codes: tuple[dict[str, Tensor], dict[str, Tensor]], dense: tuple[Tensor, ...],
     paged: tuple[Tensor, Tensor] | None, unit: int, blocks: int, steps: tuple[int, int],
-    k_bits: int, v_bits: int, group: int, scale: float, tuning: Tuning,
+    k_bits: int, v_bits: int, group: int, scale: float, turned: tuple[bool, bool], tuning: Tuning,
 ) -> Tensor:  # fmt: skip
     """Both kernels. `steps` are those from head to head and from row (or page) to row, in blocks of codes; `blocks` is
     what a row holds, or with `paged` may hold at most."""
@@ -279,9 +290,10 @@ def _run(
     # Measured on an H100: three stages, unless twelve programs then no longer fit into a multiprocessor.
     stages = tuning.stages or (3 if dim * (k_bits + v_bits) <= 512 else 2)
     k, v = codes
-    out = torch.empty_like(query)
+    out = torch.empty_like(query, dtype=torch.float32 if turned[1] else None)
+    beside = torch.empty_like(out) if turned[1] else None
     _decode[rows * heads, slots](
-        query, k["codes"].view(torch.int16), k["scale"], k["low"], v["codes"].view(torch.int16), v["scale"], v["low"],
+        rotate_at_once(query) if turned[0] else query, query, k["codes"].view(torch.int16), k["scale"], k["low"], v["codes"].view(torch.int16), v["scale"], v["low"],
         *dense, table, lengths, part, stats,
         heads, splits, slots, each, blocks, sink_room, open_room, *steps, blocks, sink_room, open_room,
         scale * math.log2(math.e),
@@ -289,10 +301,10 @@ def _run(
         V_BITS=v_bits, PAGED=paged is not None, ASSEMBLY=tuning.assembly, STAGES=stages, num_warps=1,
     )  # fmt: skip
     _combine[rows * heads, shared, dim // 32](
-        part, stats, out, slots, SHARED=shared, PADDED=padded, DIM=dim,
-        STEP=min(128, triton.next_power_of_2(slots)), CHANNELS=32, num_warps=4,
+        part, stats, out, beside, splits, slots, SHARED=shared, PADDED=padded, DIM=dim,
+        STEP=min(128, triton.next_power_of_2(slots)), CHANNELS=32, APART=beside is not None, num_warps=4,
     )  # fmt: skip
-    return out
+    return out if beside is None else rotate_onto(beside, out).to(query.dtype)
 
 
 @functools.cache
