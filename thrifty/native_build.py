@@ -10,6 +10,7 @@ import contextlib
 import ctypes
 import functools
 import hashlib
+import importlib.util
 import logging
 import os
 import platform
@@ -35,6 +36,12 @@ _X86_64 = {
         *("-mfma", "-mf16c", "-mprefer-vector-width=512"),
     ),
 }
+
+
+@functools.cache
+def has_triton() -> bool:
+    """Whether kernels in Triton can be had, which need no build: it comes with PyTorch for GPUs."""
+    return importlib.util.find_spec("triton") is not None
 
 
 def folders() -> list[Path]:

@@ -82,13 +82,11 @@ class Side:
 
     def append(self, x: Float[Tensor, "rows heads new d"], num_sinks: int) -> "Side":
         """Add tokens: the first ever become sinks, the rest go to the open block, which closes later."""
-        x = x.to(self.open.dtype)
-        missing = num_sinks - self.sinks.shape[2]
-        return replace(
-            self,
-            sinks=torch.cat([self.sinks, x[:, :, :missing]], 2) if missing > 0 else self.sinks,
-            open=torch.cat([self.open, x[:, :, max(missing, 0) :]], 2),
-        )
+        x, sinks = x.to(self.open.dtype), self.sinks
+        missing = num_sinks - sinks.shape[2]
+        if missing > 0:
+            sinks, x = torch.cat([sinks, x[:, :, :missing]], 2), x[:, :, missing:]
+        return Side(sinks, self.closed, torch.cat([self.open, x], 2))
 
     def close(self, due: int, encode: Encode) -> "Side":
         """Turn the oldest open tokens into codes until `due` tokens are held as codes."""

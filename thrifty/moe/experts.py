@@ -23,7 +23,8 @@ from thrifty.errors import SettingError
 from thrifty.moe import native_kernel
 from thrifty.moe.grouped import Copies
 from thrifty.moe.packing import Run, common_of, runs_of
-from thrifty.moe.whole import has_triton, run_whole
+from thrifty.moe.whole import run_whole
+from thrifty.native_build import has_triton
 
 MASKED_BELOW = {"cpu": 6, "cuda": 128}
 """Tokens for each expert below which masks are faster than sorted tokens, as measured by benchmarks/moe_speed.py."""

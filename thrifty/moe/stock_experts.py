@@ -49,7 +49,8 @@ def _on_gpu(experts: Any, x: Tensor, choice: Tensor) -> Tensor:
 
     from thrifty.moe.experts import KERNEL_NAMES
     from thrifty.moe.grouped import run_grouped
-    from thrifty.moe.whole import has_triton, run_whole
+    from thrifty.moe.whole import run_whole
+    from thrifty.native_build import has_triton
 
     gated = experts._apply_gate  # transformers' own way to say how gate and up become hidden channels
     name = KERNEL_NAMES.get(type(experts.act_fn).__name__)

@@ -16,12 +16,6 @@ from torch import Tensor
 from thrifty.moe.grouped import grouped_product
 
 
-@functools.cache
-def has_triton() -> bool:
-    """Whether kernels in Triton can be had."""
-    return importlib.util.find_spec("triton") is not None
-
-
 def run_whole(
     x: Float[Tensor, "tokens d"],
     choice: Int[Tensor, " tokens"],

@@ -143,6 +143,23 @@ def test_codec_uses_the_kernel_on_a_gpu(gpu: Any, monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.mark.gpu
+@pytest.mark.parametrize("new", [1, 300])
+def test_a_layer_attends_on_the_gpu_that_holds_it(gpu: Any, new: int) -> None:
+    if torch.cuda.device_count() < 2:
+        pytest.skip("one GPU: models on several are NOT tested here")
+    codec = Hack(rotation="all")
+    given = gpu.sample(1, 2, 4, 700 + new, 128, torch.bfloat16, new)
+    found = []
+    for device in ("cuda:0", "cuda:1"):  # the current GPU is the first
+        q, k, v = (x.to(device) for x in given)
+        layer = CompressedLayer(codec, prefill="coded")
+        layer.store(k[:, :, :700], v[:, :, :700])
+        layer.update(k[:, :, 700:], v[:, :, 700:])
+        found.append(layer.attend(q, k[:, :, 700:], v[:, :, 700:], None, 128**-0.5).cpu())
+    assert gpu.error(found[1], found[0]) < 1e-3
+
+
+@pytest.mark.gpu
 def test_a_captured_step_follows_what_is_changed_in_place(gpu: Any) -> None:
     codec, decode = Hack(qp_bits="exact"), decode_module()
     rows = [encode(codec, *gpu.sample(1, 2, 1, length, 128, torch.bfloat16)[1:]) for length in (333, 700)]

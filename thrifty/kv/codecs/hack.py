@@ -8,7 +8,6 @@ over blocks of tokens with a 16-bit open block, no sinks, stochastic rounding.
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from importlib.util import find_spec
 from typing import Literal
 
 import torch
@@ -20,9 +19,11 @@ from thrifty import settings
 from thrifty.errors import SettingError
 from thrifty.kv import consistent, dense, homomorphic, native_kernel
 from thrifty.kv.blocks import Blocks, Coded, HeadShape, Side, encode
+from thrifty.kv.kernels import shapes
 from thrifty.kv.pages import Pages
 from thrifty.kv.quantise import pack, position_noise, quantise, quantise_unbiased, unpack
 from thrifty.kv.rotation import rotate, rotate_at_once
+from thrifty.native_build import has_triton
 
 Bits = Literal[2, 3, 4, 8]
 Operands = tuple[Tensor, Tensor, Tensor, Tensor | None]
@@ -223,12 +224,10 @@ class Hack:
         return decode.attend_pages(q, pages, self.k_bits, self.v_bits, self._group(q.shape[-1]), scale, turned)
 
     def _suits_triton(self, q: Tensor, blocks: Blocks) -> bool:
-        if self.layout != "atc" or self.rounding != "nearest" or not find_spec("triton"):
+        if self.layout != "atc" or self.rounding != "nearest" or not has_triton():
             return False
         if not (self._is_consistent or self.qp_bits == "exact"):
             return False
-        from thrifty.kv.kernels import shapes  # triton comes with PyTorch for GPUs only
-
         return shapes.suit(q, blocks, self.k_bits, self.v_bits, self._group(q.shape[-1]))
 
     def bytes_per_token(self, shape: HeadShape, num_tokens: int) -> float:

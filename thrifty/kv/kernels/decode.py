@@ -41,6 +41,7 @@ from thrifty.kv.kernels.codes import (
     scores_of,
 )
 from thrifty.kv.kernels.fields import scaled, zeros
+from thrifty.kv.kernels.shapes import on
 from thrifty.kv.pages import Pages
 from thrifty.kv.rotation import rotate_at_once, rotate_onto
 
@@ -161,8 +162,9 @@ def _attend_dense(
                                "table_step", "sink_room", "open_room"])  # fmt: skip
 @no_type_check
 def _decode(
-    q, plain, k_codes, k_scale, k_low, v_codes, v_scale, v_low, sink_k, sink_v, open_k, open_v, table, lengths, part, stats,
-    heads, splits, slots, each, blocks, sinks, opened, head_step, page_step, table_step, sink_room, open_room, factor,
+    q, plain, k_codes, k_scale, k_low, v_codes, v_scale, v_low, sink_k, sink_v, open_k, open_v, table, lengths,
+    part, stats, heads, splits, slots, each, blocks, sinks, opened, head_step, page_step, table_step,
+    sink_room, open_room, factor,
     SHARED: tl.constexpr, PADDED: tl.constexpr, COLUMNS: tl.constexpr, DIM: tl.constexpr, UNIT: tl.constexpr,
     GROUP: tl.constexpr, K_BITS: tl.constexpr, V_BITS: tl.constexpr, PAGED: tl.constexpr, ASSEMBLY: tl.constexpr,
     STAGES: tl.constexpr,
@@ -245,8 +247,8 @@ def attend(
     q: Float[Tensor, "rows q_heads queries d"], blocks: Blocks, k_bits: int, v_bits: int, group: int, scale: float,
     turned: tuple[bool, bool] = (False, False), tuning: Tuning = _USUAL,
 ) -> Float[Tensor, "rows q_heads queries d"]:  # fmt: skip
-    """Attention of the newest token on `blocks`, where `thrifty.kv.kernels.shapes` says that they suit. Codes of keys or
-    values are in rotated channels (`thrifty.kv.rotation`) where `turned` says so; nothing else is."""
+    """Attention of the newest token on `blocks`, where `thrifty.kv.kernels.shapes` says that they suit. Codes of keys
+    or values are in rotated channels (`thrifty.kv.rotation`) where `turned` says so; nothing else is."""
     k, v = (side.each(Tensor.contiguous) for side in (blocks.k, blocks.v))
     assert k.closed is not None
     assert v.closed is not None
@@ -292,18 +294,20 @@ def _run(
     k, v = codes
     out = torch.empty_like(query, dtype=torch.float32 if turned[1] else None)
     beside = torch.empty_like(out) if turned[1] else None
-    _decode[rows * heads, slots](
-        rotate_at_once(query) if turned[0] else query, query, k["codes"].view(torch.int16), k["scale"], k["low"], v["codes"].view(torch.int16), v["scale"], v["low"],
-        *dense, table, lengths, part, stats,
-        heads, splits, slots, each, blocks, sink_room, open_room, *steps, blocks, sink_room, open_room,
-        scale * math.log2(math.e),
-        SHARED=shared, PADDED=padded, COLUMNS=padded * groups, DIM=dim, UNIT=unit, GROUP=group, K_BITS=k_bits,
-        V_BITS=v_bits, PAGED=paged is not None, ASSEMBLY=tuning.assembly, STAGES=stages, num_warps=1,
-    )  # fmt: skip
-    _combine[rows * heads, shared, dim // 32](
-        part, stats, out, beside, splits, slots, SHARED=shared, PADDED=padded, DIM=dim,
-        STEP=min(128, triton.next_power_of_2(slots)), CHANNELS=32, APART=beside is not None, num_warps=4,
-    )  # fmt: skip
+    with on(query.device):
+        _decode[rows * heads, slots](
+            rotate_at_once(query) if turned[0] else query, query,
+            k["codes"].view(torch.int16), k["scale"], k["low"], v["codes"].view(torch.int16), v["scale"], v["low"],
+            *dense, table, lengths, part, stats,
+            heads, splits, slots, each, blocks, sink_room, open_room, *steps, blocks, sink_room, open_room,
+            scale * math.log2(math.e),
+            SHARED=shared, PADDED=padded, COLUMNS=padded * groups, DIM=dim, UNIT=unit, GROUP=group, K_BITS=k_bits,
+            V_BITS=v_bits, PAGED=paged is not None, ASSEMBLY=tuning.assembly, STAGES=stages, num_warps=1,
+        )  # fmt: skip
+        _combine[rows * heads, shared, dim // 32](
+            part, stats, out, beside, splits, slots, SHARED=shared, PADDED=padded, DIM=dim,
+            STEP=min(128, triton.next_power_of_2(slots)), CHANNELS=32, APART=beside is not None, num_warps=4,
+        )  # fmt: skip
     return out if beside is None else rotate_onto(beside, out).to(query.dtype)
 
 

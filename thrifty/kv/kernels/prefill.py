@@ -25,6 +25,7 @@ from torch import Tensor
 from thrifty.kv.blocks import Blocks
 from thrifty.kv.kernels.codes import FAR, START
 from thrifty.kv.kernels.fields import zeros
+from thrifty.kv.kernels.shapes import on
 from thrifty.kv.kernels.whole import WIDTH, Whole
 
 _WIDTH = tl.constexpr(WIDTH)
@@ -216,13 +217,14 @@ def attend(
     each = max(1, min(rows * kv_heads, fitting))
     whole = Whole.empty(each * units, dim, unit, groups, q.device)
     read_k, k_scales, *read_v = whole.described(unit, group)
-    for first in range(0, rows * kv_heads, each):
-        count = min(each, rows * kv_heads - first)
-        whole.fill(k.closed, v.closed, first, count, k_bits, v_bits, group)
-        _prefill[(count * tiles * shared // stack,)](
-            query, read_k, k_scales, k.closed["low"], *read_v, k.sinks, v.sinks, k.open, v.open, out,
-            units, tiles, first, start, new, tokens - held, held, sinks, scale * math.log2(math.e),
-            SHARED=shared, STACK=stack, DIM=dim, UNIT=unit, GROUP=group, ASSEMBLY=tuning.assembly,
-            STAGES=tuning.stages, num_warps=tuning.warps * max(1, stack * unit // 64),
-        )  # fmt: skip
+    with on(q.device):
+        for first in range(0, rows * kv_heads, each):
+            count = min(each, rows * kv_heads - first)
+            whole.fill(k.closed, v.closed, first, count, k_bits, v_bits, group)
+            _prefill[(count * tiles * shared // stack,)](
+                query, read_k, k_scales, k.closed["low"], *read_v, k.sinks, v.sinks, k.open, v.open, out,
+                units, tiles, first, start, new, tokens - held, held, sinks, scale * math.log2(math.e),
+                SHARED=shared, STACK=stack, DIM=dim, UNIT=unit, GROUP=group, ASSEMBLY=tuning.assembly,
+                STAGES=tuning.stages, num_warps=tuning.warps * max(1, stack * unit // 64),
+            )  # fmt: skip
     return out

@@ -1,9 +1,16 @@
-"""What the kernels in Triton can do."""
+"""What the kernels in Triton can do, and where they run."""
+
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor
 
 from thrifty.kv.blocks import Blocks
+
+
+def on(device: torch.device) -> AbstractContextManager[object]:
+    """Triton launches on the current GPU, which need not be that of the tensors: a model may lie on several."""
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
 def suit(q: Tensor, blocks: Blocks, k_bits: int, v_bits: int, group: int) -> bool:
