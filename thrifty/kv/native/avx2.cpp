@@ -1,232 +1,233 @@
-// The variant for AVX2: products of unsigned and signed bytes are added up in 16 bits, and widened before those fill.
-// The same two arrangements as in avx512_dot.h, with 8 tokens at a time. Codes of 8 bits count as two of 4 bits, since
-// two products of full bytes do not fit 16 bits.
+// The variant for AVX2: what surrounds the dot products, 8 numbers at a time.
 #if defined(__x86_64__)
-#include <immintrin.h>
-
-#include "unit.h"
+#include "avx2_dot.h"
 
 namespace {
 
-using Wide = __m256i;
-
-template <int BITS>
-constexpr int kFields = BITS == 8 ? 1 : BITS == 4 ? 2 : 4;  // channels of a byte of a row
-
-// Products of a weight (up to 255) and a code that fit 16 bits, in steps of 8 tokens.
-template <int BITS>
-constexpr int kSteps = BITS == 2 ? 16 : BITS == 3 ? 8 : 4;
-
-template <int BITS>
-inline Wide field(Wide low, Wide high, int f) {
-  if constexpr (BITS == 4 || BITS == 8)
-    return _mm256_and_si256(f ? _mm256_srli_epi16(low, 4) : low, _mm256_set1_epi8(15));
-  Wide two = _mm256_and_si256(_mm256_srli_epi16(low, 2 * f), _mm256_set1_epi8(3));
-  if constexpr (BITS == 2) return two;
-  Wide one = _mm256_slli_epi16(_mm256_and_si256(_mm256_srli_epi16(high, f), _mm256_set1_epi8(1)), 2);
-  return _mm256_or_si256(two, one);
+inline __m256 floats_of(__m128i half, int64_t type) {
+  if (type == kFloat16) return _mm256_cvtph_ps(half);
+  return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(half), 16));
 }
 
-// Parts of a byte that are multiplied apart: its fields, or the halves of a code of 8 bits.
-template <int BITS>
-constexpr int kParts = BITS == 8 ? 2 : kFields<BITS>;
-
-inline __m128i load_some(const uint8_t* from, int64_t count) {
-  if (count >= 16) return _mm_loadu_si128(reinterpret_cast<const __m128i*>(from));
-  alignas(16) uint8_t bytes[16] = {};
-  std::memcpy(bytes, from, count);
-  return _mm_load_si128(reinterpret_cast<const __m128i*>(bytes));
+inline __m256 load_floats(const uint8_t* from, int64_t type, int64_t i) {
+  if (type == kFloat32) return _mm256_loadu_ps(reinterpret_cast<const float*>(from) + i);
+  return floats_of(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from + 2 * i)), type);
 }
 
-// `count` bytes, up to 16, of a row and of the row four later.
-inline Wide load_rows(const uint8_t* from, int64_t stride, int64_t count) {
-  return _mm256_inserti128_si256(_mm256_castsi128_si256(load_some(from, count)), load_some(from + 4 * stride, count), 1);
+inline __m256 exp2_of(__m256 x) {
+  x = _mm256_max_ps(x, _mm256_set1_ps(-126.f));
+  __m256 whole = _mm256_round_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC), r = _mm256_sub_ps(x, whole);
+  __m256 y = _mm256_set1_ps(1.339887440e-3f);
+  y = _mm256_fmadd_ps(y, r, _mm256_set1_ps(9.618437357e-3f));
+  y = _mm256_fmadd_ps(y, r, _mm256_set1_ps(5.550332471e-2f));
+  y = _mm256_fmadd_ps(y, r, _mm256_set1_ps(2.402264791e-1f));
+  y = _mm256_fmadd_ps(y, r, _mm256_set1_ps(6.931472029e-1f));
+  y = _mm256_fmadd_ps(y, r, _mm256_set1_ps(1.f));
+  Wide exponent = _mm256_slli_epi32(_mm256_add_epi32(_mm256_cvtps_epi32(whole), _mm256_set1_epi32(127)), 23);
+  return _mm256_mul_ps(y, _mm256_castsi256_ps(exponent));
 }
 
-// High bits of 3-bit codes: half a byte to each byte of the low plane.
-inline Wide load_high(const uint8_t* from, int64_t stride, int64_t count) {
-  const Wide twice = _mm256_setr_epi8(0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5, 6, 6, 7, 7, 0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5,
-                                      5, 6, 6, 7, 7);
-  Wide x = _mm256_shuffle_epi8(load_rows(from, stride, count < 8 ? count : 8), twice);
-  return _mm256_blendv_epi8(x, _mm256_srli_epi16(x, 4), _mm256_set1_epi16(-256));
+// Two vectors of whole numbers as 16 numbers of 16 bits, in order.
+inline Wide narrowed(Wide first, Wide second) {
+  return _mm256_permute4x64_epi64(_mm256_packs_epi32(first, second), 0xd8);
 }
 
-// Bytes 16 * chunk .. of 8 rows, and the high bits of their codes.
-template <int BITS>
-inline void load_chunk(const uint8_t* rows, int64_t bytes, int64_t plane, int64_t chunk, Wide (&low)[4], Wide (&high)[4]) {
-  for (int a = 0; a < 4; ++a) {
-    low[a] = load_rows(rows + a * bytes + 16 * chunk, bytes, plane - 16 * chunk);
-    if constexpr (BITS == 3) high[a] = load_high(rows + a * bytes + plane + 8 * chunk, bytes, plane / 2 - 8 * chunk);
-  }
+inline __m128i lower(Wide x) { return _mm256_castsi256_si128(x); }
+inline __m128i upper(Wide x) { return _mm256_extracti128_si256(x, 1); }
+
+// The largest element of each of four vectors, and their sums.
+inline __m128 max_of_each(const __m256 (&x)[4]) {
+  __m256 a = _mm256_max_ps(_mm256_unpacklo_ps(x[0], x[1]), _mm256_unpackhi_ps(x[0], x[1]));
+  __m256 b = _mm256_max_ps(_mm256_unpacklo_ps(x[2], x[3]), _mm256_unpackhi_ps(x[2], x[3]));
+  __m256 c = _mm256_max_ps(_mm256_shuffle_ps(a, b, 0x44), _mm256_shuffle_ps(a, b, 0xee));
+  return _mm_max_ps(_mm256_castps256_ps128(c), _mm256_extractf128_ps(c, 1));
 }
 
-inline void transpose_dwords(Wide (&x)[4]) {
-  Wide a = _mm256_unpacklo_epi32(x[0], x[1]), b = _mm256_unpackhi_epi32(x[0], x[1]);
-  Wide c = _mm256_unpacklo_epi32(x[2], x[3]), d = _mm256_unpackhi_epi32(x[2], x[3]);
-  x[0] = _mm256_unpacklo_epi64(a, c), x[1] = _mm256_unpackhi_epi64(a, c);
-  x[2] = _mm256_unpacklo_epi64(b, d), x[3] = _mm256_unpackhi_epi64(b, d);
+inline __m128 sum_of_each(const __m256 (&x)[4]) {
+  __m256 a = _mm256_add_ps(_mm256_unpacklo_ps(x[0], x[1]), _mm256_unpackhi_ps(x[0], x[1]));
+  __m256 b = _mm256_add_ps(_mm256_unpacklo_ps(x[2], x[3]), _mm256_unpackhi_ps(x[2], x[3]));
+  __m256 c = _mm256_add_ps(_mm256_shuffle_ps(a, b, 0x44), _mm256_shuffle_ps(a, b, 0xee));
+  return _mm_add_ps(_mm256_castps256_ps128(c), _mm256_extractf128_ps(c, 1));
 }
 
-inline void transpose_bytes(Wide (&x)[4]) {
-  Wide a = _mm256_unpacklo_epi8(x[0], x[1]), b = _mm256_unpackhi_epi8(x[0], x[1]);
-  Wide c = _mm256_unpacklo_epi8(x[2], x[3]), d = _mm256_unpackhi_epi8(x[2], x[3]);
-  x[0] = _mm256_unpacklo_epi16(a, c), x[1] = _mm256_unpackhi_epi16(a, c);
-  x[2] = _mm256_unpacklo_epi16(b, d), x[3] = _mm256_unpackhi_epi16(b, d);
-}
-
-// Sums in 16 bits of parts become sums in 32 bits of whole codes.
-template <int BITS>
-inline Wide widened(Wide first, Wide second) {
-  Wide sum = _mm256_madd_epi16(first, _mm256_set1_epi16(1));
-  if constexpr (BITS == 8) sum = _mm256_add_epi32(sum, _mm256_madd_epi16(second, _mm256_set1_epi16(16)));
-  return sum;
-}
-
-template <int BITS, int HEADS>
-void scores_of(const Call& call, const uint8_t* codes, Slot& slot) {
-  constexpr int F = kFields<BITS>;
-  const int64_t bytes = row_bytes(call, call.k), plane = BITS == 3 ? call.dim / 4 : bytes, each = call.group / (4 * F);
-  for (int64_t t = 0; t < call.tokens; t += 8, codes += 8 * bytes) {
-    __m256 sum[HEADS];
-    Wide acc[HEADS], part[HEADS][2];
-    for (int h = 0; h < HEADS; ++h) sum[h] = _mm256_set1_ps(slot.base[h]), acc[h] = _mm256_setzero_si256();
-    int64_t g = 0, left = each;
-    for (int64_t chunk = 0; 16 * chunk < plane; ++chunk) {
-      Wide low[4], high[4] = {};
-      load_chunk<BITS>(codes, bytes, plane, chunk, low, high);
-      transpose_dwords(low);
-      if constexpr (BITS == 3) transpose_dwords(high);
-      for (int h = 0; h < HEADS; ++h) part[h][0] = part[h][1] = _mm256_setzero_si256();
-      for (int i = 0; i < 4 && 4 * chunk + i < plane / 4; ++i) {
+template <int HEADS>
+struct Around {
+  static void fold(const Call& call, const uint8_t* scale, const uint8_t* low, const Work& work, Slot& slot) {
+    const __m256 middle = _mm256_set1_ps(((1 << call.k.bits) - 1) * 0.5f), sign = _mm256_set1_ps(-0.f);
+    const __m128i fields = call.k.bits == 8   ? _mm_setr_epi8(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15)
+                           : call.k.bits == 4 ? _mm_setr_epi8(0, 2, 4, 6, 1, 3, 5, 7, 8, 10, 12, 14, 9, 11, 13, 15)
+                                              : _mm_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+    __m256 base[4] = {}, rounded[4] = {};
+    for (int64_t g = 0, first = 0; first < call.dim; ++g, first += call.group) {
+      __m256 most[4] = {};
+      for (int64_t c = first; c < first + call.group; c += 8) {
+        const __m256 s = load_floats(scale, call.type, c);
+        const __m256 l = _mm256_fmadd_ps(middle, s, load_floats(low, call.type, c));
 #pragma GCC unroll 4
-        for (int f = 0; f < kParts<BITS>; ++f) {
-          const Wide some = field<BITS>(low[i], high[i], f);
-          const int64_t place = 4 * ((4 * chunk + i) * F + (BITS == 8 ? 0 : f));
-#pragma GCC unroll 4
-          for (int h = 0; h < HEADS; ++h) {
-            int32_t four;
-            std::memcpy(&four, &slot.folded[h][place], 4);
-            Wide& to = part[h][BITS == 8 ? f : 0];
-            to = _mm256_add_epi16(to, _mm256_maddubs_epi16(some, _mm256_set1_epi32(four)));
-          }
-        }
-        const bool ends = --left == 0;
-        if (!ends && i < 3) continue;
         for (int h = 0; h < HEADS; ++h) {
-          acc[h] = _mm256_add_epi32(acc[h], widened<BITS>(part[h][0], part[h][1]));
-          part[h][0] = part[h][1] = _mm256_setzero_si256();
-          if (!ends) continue;
-          sum[h] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(acc[h]), _mm256_set1_ps(slot.step[g][h]), sum[h]);
-          acc[h] = _mm256_setzero_si256();
+          const __m256 x = _mm256_load_ps(work.query[h] + c);
+          base[h] = _mm256_fmadd_ps(x, l, base[h]);
+          most[h] = _mm256_max_ps(most[h], _mm256_andnot_ps(sign, _mm256_mul_ps(x, s)));
         }
-        if (ends) ++g, left = each;
       }
+      alignas(16) float inverse[4];
+      const __m128 highest = _mm_max_ps(max_of_each(most), _mm_set1_ps(kTiny));
+      _mm_store_ps(slot.step[g], _mm_mul_ps(highest, _mm_set1_ps(1.f / 127)));
+      _mm_store_ps(inverse, _mm_div_ps(_mm_set1_ps(127.f), highest));
+      Wide sum[4] = {};
+      for (int64_t c = first; c < first + call.group; c += 16) {
+        const __m256 s0 = load_floats(scale, call.type, c), s1 = load_floats(scale, call.type, c + 8);
+#pragma GCC unroll 4
+        for (int h = 0; h < HEADS; ++h) {
+          const __m256 factor = _mm256_set1_ps(inverse[h]);
+          const __m256 x0 = _mm256_mul_ps(_mm256_load_ps(work.query[h] + c), s0);
+          const __m256 x1 = _mm256_mul_ps(_mm256_load_ps(work.query[h] + c + 8), s1);
+          const Wide whole0 = _mm256_cvtps_epi32(_mm256_mul_ps(x0, factor));
+          const Wide whole1 = _mm256_cvtps_epi32(_mm256_mul_ps(x1, factor));
+          sum[h] = _mm256_add_epi32(sum[h], _mm256_add_epi32(whole0, whole1));
+          const Wide shorts = narrowed(whole0, whole1);
+          const __m128i bytes = _mm_shuffle_epi8(_mm_packs_epi16(lower(shorts), upper(shorts)), fields);
+          _mm_store_si128(reinterpret_cast<__m128i*>(slot.folded[h] + c), bytes);
+        }
+      }
+#pragma GCC unroll 4
+      for (int h = 0; h < HEADS; ++h)
+        rounded[h] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(sum[h]), _mm256_set1_ps(slot.step[g][h]), rounded[h]);
     }
-    for (int h = 0; h < HEADS; ++h) _mm256_store_ps(slot.score[h] + t, sum[h]);
+#pragma GCC unroll 4
+    for (int h = 0; h < HEADS; ++h) base[h] = _mm256_fnmadd_ps(middle, rounded[h], base[h]);
+    _mm_storeu_ps(slot.base, sum_of_each(base));
   }
-}
 
-// Four bytes of every row, transposed: the sums of their 4 * F channels.
-template <int BITS, int HEADS>
-inline void mix_quarter(int64_t steps, const Wide (*low)[4], const Wide (*high)[4], int quarter, const Wide* weights,
-                        const float* step, int64_t first, Work& work) {
-  constexpr int F = kFields<BITS>, P = kParts<BITS>;
-  Wide sum[HEADS][F] = {};
-  for (int64_t begin = 0; begin < steps; begin += kSteps<BITS>) {
-    const int64_t end = begin + kSteps<BITS> < steps ? begin + kSteps<BITS> : steps;
-    Wide part[HEADS][P] = {};
-    for (int64_t s = begin; s < end; ++s) {
-#pragma GCC unroll 4
-      for (int f = 0; f < P; ++f) {
-        const Wide some = field<BITS>(low[s][quarter], high[s][quarter], f);
-#pragma GCC unroll 4
-        for (int h = 0; h < HEADS; ++h)
-          part[h][f] = _mm256_add_epi16(part[h][f], _mm256_maddubs_epi16(weights[h * (kMaxTokens / 8) + s], some));
-      }
-    }
+  static void raise_tops(const Call& call, const Slot* slots, int count, Work& work) {
+    __m256 highest[4];
+    for (int h = 0; h < 4; ++h) highest[h] = _mm256_set1_ps(kLowest);
 #pragma GCC unroll 4
     for (int h = 0; h < HEADS; ++h)
-#pragma GCC unroll 4
-      for (int f = 0; f < F; ++f)
-        sum[h][f] = _mm256_add_epi32(sum[h][f], widened<BITS>(part[h][f], part[h][f + P - F]));
+      for (int i = 0; i < count; ++i)
+        for (int64_t t = 0; t < call.tokens; t += 8)
+          highest[h] = _mm256_max_ps(highest[h], _mm256_load_ps(slots[i].score[h] + t));
+    const __m128 tops = max_of_each(highest);
+    if (!(_mm_movemask_ps(_mm_cmpgt_ps(tops, _mm_load_ps(work.top))) & ((1 << HEADS) - 1))) return;
+    alignas(16) float each[4];
+    _mm_store_ps(each, tops);
+    for (int h = 0; h < HEADS; ++h) Plain::raise_top(call, h, each[h], work);
   }
-  for (int h = 0; h < HEADS; ++h)
-    for (int f = 0; f < F; ++f) {
-      __m128i both = _mm_add_epi32(_mm256_castsi256_si128(sum[h][f]), _mm256_extracti128_si256(sum[h][f], 1));
-      float* to = work.mixed[h] + first + 4 * f;
-      _mm_store_ps(to, _mm_fmadd_ps(_mm_cvtepi32_ps(both), _mm_set1_ps(step[h]), _mm_load_ps(to)));
-    }
-}
 
-template <int BITS, int HEADS>
-void mix_of(const Call& call, const uint8_t* codes, const Slot& slot, Work& work) {
-  constexpr int F = kFields<BITS>;
-  const int64_t bytes = row_bytes(call, call.v), plane = BITS == 3 ? call.dim / 4 : bytes, steps = call.tokens / 8;
-  const Wide halves = _mm256_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1);
-  Wide weights[HEADS][kMaxTokens / 8], low[kMaxTokens / 8][4], high[kMaxTokens / 8][4];
-  int now = -1;
-  for (int64_t chunk = 0; 16 * chunk < plane; ++chunk) {
-    for (int64_t s = 0; s < steps; ++s) {
-      load_chunk<BITS>(codes + 8 * s * bytes, bytes, plane, chunk, low[s], high[s]);
-      transpose_bytes(low[s]);
-      if constexpr (BITS == 3) transpose_bytes(high[s]);
-    }
-    for (int quarter = 0; quarter < 4 && 16 * chunk + 4 * quarter < plane; ++quarter) {
-      const int64_t first = F * (16 * chunk + 4 * quarter);
-      const int g = work.group_of[first];
-      if (g != now) {
-        now = g;
-        for (int h = 0; h < HEADS; ++h)
-          for (int64_t s = 0; s < steps; ++s) {
-            const auto* from = reinterpret_cast<const __m128i*>(slot.weight[h][g] + 8 * s);
-            weights[h][s] = _mm256_permutevar8x32_epi32(_mm256_castsi128_si256(_mm_loadl_epi64(from)), halves);
-          }
+  static void weigh(const Call& call, Slot& slot, Work& work) {
+    for (int h = 0; h < HEADS; ++h) {
+      const __m256 top = _mm256_set1_ps(work.top[h]);
+      for (int64_t t = 0; t < call.tokens; t += 8) {
+        float* at = slot.score[h] + t;
+        _mm256_store_ps(at, exp2_of(_mm256_sub_ps(_mm256_load_ps(at), top)));
       }
-      mix_quarter<BITS, HEADS>(steps, low, high, quarter, weights[0], slot.weight_step[g], first, work);
+    }
+    for (int64_t g = 0, first = 0; first < call.dim; ++g, first += call.group) {
+      const auto& values = slot.values[g];
+      __m256 highest[4] = {};
+      for (int64_t t = 0; t < call.tokens; t += 8) {
+        const __m256 scale = _mm256_load_ps(values[0] + t);
+#pragma GCC unroll 4
+        for (int h = 0; h < HEADS; ++h)
+          highest[h] = _mm256_max_ps(highest[h], _mm256_mul_ps(_mm256_load_ps(slot.score[h] + t), scale));
+      }
+      alignas(16) float inverse[4];
+      const __m128 most = _mm_max_ps(max_of_each(highest), _mm_set1_ps(kTiny));
+      _mm_store_ps(slot.weight_step[g], _mm_mul_ps(most, _mm_set1_ps(1.f / 255)));
+      _mm_store_ps(inverse, _mm_div_ps(_mm_set1_ps(255.f), most));
+      __m256 total[4] = {}, shift[4] = {};
+      for (int64_t t = 0; t < call.tokens; t += 16) {
+#pragma GCC unroll 4
+        for (int h = 0; h < HEADS; ++h) {
+          const __m256 factor = _mm256_set1_ps(inverse[h]);
+          Wide whole[2];
+#pragma GCC unroll 2
+          for (int i = 0; i < 2; ++i) {
+            const int64_t at = t + 8 * i;
+            const __m256 w = _mm256_mul_ps(_mm256_load_ps(slot.score[h] + at), _mm256_load_ps(values[0] + at));
+            whole[i] = _mm256_cvtps_epi32(_mm256_mul_ps(w, factor));
+            const __m256 back = _mm256_cvtepi32_ps(whole[i]);
+            total[h] = _mm256_fmadd_ps(back, _mm256_load_ps(values[1] + at), total[h]);
+            shift[h] = _mm256_fmadd_ps(back, _mm256_load_ps(values[2] + at), shift[h]);
+          }
+          const Wide shorts = narrowed(whole[0], whole[1]);
+          const __m128i bytes = _mm_packus_epi16(lower(shorts), upper(shorts));
+          _mm_store_si128(reinterpret_cast<__m128i*>(slot.weight[h][g] + t), bytes);
+        }
+      }
+#pragma GCC unroll 4
+      for (int h = 0; h < HEADS; ++h) {
+        const __m256 step = _mm256_set1_ps(slot.weight_step[g][h]);
+        float *totals = work.total[h][g], *shifts = work.shift[h][g];
+        _mm256_store_ps(totals, _mm256_fmadd_ps(total[h], step, _mm256_load_ps(totals)));
+        _mm256_store_ps(shifts, _mm256_fmadd_ps(shift[h], step, _mm256_load_ps(shifts)));
+      }
     }
   }
-}
-
-template <template <int, int> class Part, int BITS, class... More>
-void by_heads(int heads, More&&... more) {
-  if (heads == 1) return Part<BITS, 1>::run(more...);
-  if (heads == 2) return Part<BITS, 2>::run(more...);
-  if (heads == 3) return Part<BITS, 3>::run(more...);
-  return Part<BITS, 4>::run(more...);
-}
-
-template <template <int, int> class Part, class... More>
-void by_bits(int64_t bits, int heads, More&&... more) {
-  if (bits == 2) return by_heads<Part, 2>(heads, more...);
-  if (bits == 3) return by_heads<Part, 3>(heads, more...);
-  if (bits == 4) return by_heads<Part, 4>(heads, more...);
-  return by_heads<Part, 8>(heads, more...);
-}
-
-template <int BITS, int HEADS>
-struct Scores {
-  static void run(const Call& call, const uint8_t* codes, Slot& slot) { scores_of<BITS, HEADS>(call, codes, slot); }
 };
-template <int BITS, int HEADS>
-struct Mix {
-  static void run(const Call& call, const uint8_t* codes, const Slot& slot, Work& work) {
-    mix_of<BITS, HEADS>(call, codes, slot, work);
-  }
-};
+
+template <class Do>
+inline void with_heads(int heads, const Do& act) {
+  if (heads == 1) return act(Around<1>());
+  if (heads == 2) return act(Around<2>());
+  if (heads == 3) return act(Around<3>());
+  act(Around<4>());
+}
 
 struct Avx2 : Plain {
-  static void arrange(int64_t bits, int64_t dim, const int8_t* from, int8_t* to) {
-    const __m128i fields = bits == 8   ? _mm_setr_epi8(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15)
-                           : bits == 4 ? _mm_setr_epi8(0, 2, 4, 6, 1, 3, 5, 7, 8, 10, 12, 14, 9, 11, 13, 15)
-                                       : _mm_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
-    for (int64_t c = 0; c < dim; c += 16) {
-      __m128i x = _mm_load_si128(reinterpret_cast<const __m128i*>(from + c));
-      _mm_store_si128(reinterpret_cast<__m128i*>(to + c), _mm_shuffle_epi8(x, fields));
-    }
+  static void widen(const uint8_t* from, int64_t type, int64_t count, float* to) {
+    for (int64_t i = 0; i < count; i += 8) _mm256_storeu_ps(to + i, load_floats(from, type, i));
+  }
+
+  template <class V>
+  static void fold(const Call& call, int heads, const uint8_t* scale, const uint8_t* low, const Work& work, Slot& slot) {
+    with_heads(heads, [&](auto around) { around.fold(call, scale, low, work, slot); });
   }
 
   static void scores(const Call& call, int heads, const uint8_t* codes, Slot& slot) {
     by_bits<Scores>(call.k.bits, heads, call, codes, slot);
+  }
+
+  static void read_values(const Call& call, const uint8_t* scale, const uint8_t* low, Slot& slot) {
+    const int64_t groups = call.dim / call.group;
+    if (groups == 1) {
+      for (int64_t t = 0; t < call.tokens; t += 8)
+        put_values(slot, 0, t, load_floats(scale, call.type, t), load_floats(low, call.type, t));
+    } else if (groups == 2 && call.type != kFloat32) {
+      for (int64_t t = 0; t < call.tokens; t += 8, scale += 32, low += 32) {
+        const Wide s = parted(scale), l = parted(low);
+        put_values(slot, 0, t, floats_of(lower(s), call.type), floats_of(lower(l), call.type));
+        put_values(slot, 1, t, floats_of(upper(s), call.type), floats_of(upper(l), call.type));
+      }
+    } else {
+      alignas(64) float s[kMaxTokens * kMaxGroups], l[kMaxTokens * kMaxGroups];
+      widen(scale, call.type, call.tokens * groups, s);
+      widen(low, call.type, call.tokens * groups, l);
+      finish_values(call, s, l, 0, slot);
+    }
+  }
+
+  // Numbers of 16 bits of two groups in turn: those of the first, then those of the second.
+  static Wide parted(const uint8_t* from) {
+    const Wide apart = _mm256_setr_epi8(0, 1, 4, 5, 8, 9, 12, 13, 2, 3, 6, 7, 10, 11, 14, 15, 0, 1, 4, 5, 8, 9, 12, 13, 2,
+                                        3, 6, 7, 10, 11, 14, 15);
+    return _mm256_permute4x64_epi64(
+        _mm256_shuffle_epi8(_mm256_loadu_si256(reinterpret_cast<const Wide*>(from)), apart), 0xd8);
+  }
+
+  static void put_values(Slot& slot, int64_t g, int64_t t, __m256 scale, __m256 low) {
+    scale = _mm256_max_ps(scale, _mm256_set1_ps(kTiny));
+    const __m256 inverse = _mm256_div_ps(_mm256_set1_ps(1.f), scale);
+    _mm256_store_ps(slot.values[g][0] + t, scale);
+    _mm256_store_ps(slot.values[g][1] + t, inverse);
+    _mm256_store_ps(slot.values[g][2] + t, _mm256_mul_ps(low, inverse));
+  }
+
+  static void weigh(const Call& call, int heads, Slot* slots, int count, Work& work) {
+    with_heads(heads, [&](auto around) {
+      around.raise_tops(call, slots, count, work);
+      for (int i = 0; i < count; ++i) around.weigh(call, slots[i], work);
+    });
   }
 
   static void mix(const Call& call, int heads, const uint8_t* codes, const Slot& slot, Work& work) {
