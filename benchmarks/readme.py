@@ -39,6 +39,23 @@ def quality(rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def passkeys(rows: list[dict[str, Any]]) -> str:
+    """Hidden numbers that are found, by the length of the prompt."""
+    found = {row["label"]: row["passkey_by_depth"] for row in rows}
+    lengths = sorted({int(place.split("@")[0]) for place in next(iter(found.values()))})
+    lines = [
+        f"`{rows[0]['command']}`: numbers found of those hidden at five depths; the plain cache finds "
+        f"{rows[0]['passkey_plain']:.0%}.",
+        "",
+        f"| cache (bits of keys/values) | {' | '.join(f'{length:,} tokens' for length in lengths)} |",
+        f"| --- |{' ---: |' * len(lengths)}",
+    ]
+    for label, places in found.items():
+        hits = [[hit for place, hit in places.items() if place.startswith(f"{length}@")] for length in lengths]
+        lines.append(f"| {named(label)} | {' | '.join(f'{sum(one)} of {len(one)}' for one in hits)} |")
+    return "\n".join(lines)
+
+
 def speed(rows: list[dict[str, Any]]) -> str:
     """Decode attention on a CPU: milliseconds, and times as fast as SDPA in bf16."""
     rows = [row for row in rows if row["threads"] == 1]
@@ -59,11 +76,19 @@ def speed(rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+PRESETS = {"hack 2/2 + both, no sums": "smallest", "hack 4/2 + both, no sums": "balanced"}
+PRESETS["hack 4/4 + both, no sums"] = "finest"
+"""Their names in the results."""
+
+
+def named(label: str) -> str:
+    """A preset by its name."""
+    return f"**`{PRESETS[label]}`** ({label.split()[1]})" if label in PRESETS else label
+
+
 def beyond(rows: list[dict[str, Any]]) -> str:
     """Settings beyond the papers and what each buys, on the whole test text."""
     first = rows[0]
-    presets = {"hack 2/2 + both, no sums": "smallest", "hack 4/2 + both, no sums": "balanced"}
-    presets["hack 4/4 + both, no sums"] = "finest"
     lines = [
         f"`benchmarks/kv_quality.py`: {first['windows']} windows of {first['window']} tokens of {first['text']}, plain "
         f"perplexity {first['ppl_plain']:.3f}. ± is the standard error over windows.",
@@ -72,11 +97,9 @@ def beyond(rows: list[dict[str, Any]]) -> str:
         "| --- | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
     for row in sorted(rows, key=lambda row: (row["bytes_per_token"]["2048"], row["ppl_ratio"])):
-        held, whole, label = row["bytes_per_token"], row["bytes_per_token_bf16"], row["label"]
-        if label in presets:
-            label = f"**`{presets[label]}`** ({label.split()[1]})"
+        held, whole = row["bytes_per_token"], row["bytes_per_token_bf16"]
         lines.append(
-            f"| {label} | {held['2048']:,.0f} | {held['2048'] / whole:.1%} | {held['8192'] / whole:.1%} "
+            f"| {named(row['label'])} | {held['2048']:,.0f} | {held['2048'] / whole:.1%} | {held['8192'] / whole:.1%} "
             f"| {row['ppl_ratio']:.4f} ± {row['ppl_ratio_error']:.4f} | {row['kl']:.4f} | {row['top1']:.1%} |"
         )
     return "\n".join(lines)
@@ -188,6 +211,7 @@ TABLES = {
         "kv_by_head.jsonl": beyond,
         "kv_quality.jsonl": beyond,
         "kv_quantized.jsonl": beyond,
+        "kv_passkeys.jsonl": passkeys,
         "kv_cpu.jsonl": speed,
         "kv_cpu_avx2.jsonl": speed,
         "kv_gpu.jsonl": gpu,

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from thrifty.kv import rotation
-from thrifty.kv.rotation import rotate, rotate_at_once
+from thrifty.kv.rotation import rotate, rotate_at_once, rotate_onto
 
 
 @pytest.mark.parametrize("width", [16, 64, 80, 96, 128, 256])
@@ -29,6 +29,8 @@ def test_a_token_is_rotated_alike_whatever_comes_with_it() -> None:
 def test_one_product_rotates_as_sums_and_differences_do(width: int) -> None:
     x = torch.randn(2, 3, 5, width)
     torch.testing.assert_close(rotate_at_once(x), rotate(x), atol=1e-5, rtol=1e-5)
+    y = torch.randn_like(x)
+    torch.testing.assert_close(rotate_onto(y, x), y + rotate(x), atol=1e-5, rtol=1e-5)
 
 
 def test_what_rotates_in_inference_mode_rotates_with_gradients_later() -> None:
@@ -44,6 +46,7 @@ def test_what_rotates_in_inference_mode_rotates_with_gradients_later() -> None:
 def test_autocast_leaves_the_rotation_in_float32(dtype: torch.dtype) -> None:
     x = torch.randn(2, 9, 1, 64)
     with torch.autocast("cpu", dtype):
-        turned = rotate_at_once(x)
-    assert turned.dtype == torch.float32
+        turned, added = rotate_at_once(x), rotate_onto(x, x)
+    assert turned.dtype == added.dtype == torch.float32
     torch.testing.assert_close(turned, rotate(x), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(added, x + rotate(x), atol=1e-5, rtol=1e-5)

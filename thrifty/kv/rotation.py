@@ -37,6 +37,8 @@ def rotate_at_once(x: Float[Tensor, "*_ d"]) -> Float[Tensor, "*_ d"]:
 
 def rotate_onto(y: Float[Tensor, "*_ d"], x: Float[Tensor, "*_ d"]) -> Float[Tensor, "*_ d"]:
     """`y + rotate_at_once(x)` of float32, in one product."""
+    if torch.is_autocast_enabled(x.device.type):
+        return y + rotate(x)
     width = x.shape[-1] & -x.shape[-1]
     return torch.addmm(y.reshape(-1, width), x.reshape(-1, width), _matrix(width, x.device)).view(x.shape)
 
