@@ -1,5 +1,6 @@
 """Every test runs with the shapes in signatures checked, from the same seed, and without a crowd of threads."""
 
+import os
 import random
 import sys
 
@@ -18,6 +19,7 @@ def pytest_configure() -> None:
     import torch
 
     torch.set_num_threads(1)
+    os.environ["OMP_NUM_THREADS"] = "1"  # of the processes that tests start
     hypothesis.settings.register_profile("patient", deadline=None)  # busy cores and kernels that are compiled once
     hypothesis.settings.load_profile("patient")
 
