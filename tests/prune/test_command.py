@@ -109,6 +109,31 @@ def test_what_is_refused_leaves_no_folder_and_an_earlier_run_as_it_was(thrifty, 
     (tmp_path / "out" / "state.pt").write_bytes(b"earlier")
     assert thrifty("resnet8", "--keep", "flops=1%", *SHORT, "-o", "out", "--overwrite")[0] == 2
     assert (tmp_path / "out" / "state.pt").read_bytes() == b"earlier"
+    status, _, error = thrifty("resnet8", "--epochs", 1, "--train", "batch_size=2000", "-o", "out", "--overwrite")
+    assert status == 2
+    assert "too few" in error
+    assert (tmp_path / "out" / "state.pt").read_bytes() == b"earlier"
+
+
+def test_a_new_run_leaves_nothing_of_an_earlier_one(thrifty, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    for name in ("state.pt", "model.onnx", "kept.json"):
+        (tmp_path / "out" / name).write_bytes(b"earlier")
+    words = ("mine_for_prune:small", *SHORT, "--method", "uniform", "-o", "out", "--overwrite")
+    assert thrifty(*words)[0] == 0
+    assert not (tmp_path / "out" / "model.onnx").exists()
+    assert (tmp_path / "out" / "kept.json").read_bytes() != b"earlier"
+
+
+@pytest.mark.parametrize(
+    ("words", "said"), [(("--round-to", 4), "round_to: 1 then, 4 now"), (("--residual",), "residual")]
+)
+def test_a_run_goes_on_with_what_it_was_asked_for_only(thrifty, words: tuple, said: str) -> None:
+    start = ("resnet8", *SHORT, "--method", "uniform", "-o", "out")
+    assert thrifty(*start)[0] == 0
+    status, _, error = thrifty(*start, *words, "--resume")
+    assert status == 2
+    assert said in error
 
 
 def test_several_limits_are_told_before_and_after(thrifty, tmp_path: Path) -> None:

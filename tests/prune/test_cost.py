@@ -4,6 +4,7 @@ from functools import cache
 
 import pytest
 import torch
+from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
@@ -53,6 +54,34 @@ class WrittenElements(TorchDispatchMode):
 def halves(groups):
     generator = torch.Generator().manual_seed(5)
     return {group.name: half(group.size, generator) for group in groups}
+
+
+class Odd(nn.Module):
+    """Products whose operands no rule follows: a computed weight, groups transposed, another's weight, a sum."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = nn.utils.parametrizations.weight_norm(nn.Conv2d(3, 8, 3))
+        self.second, self.third = nn.Conv2d(8, 12, 1), nn.ConvTranspose2d(12, 12, 3, groups=3)
+        self.wide, self.last = nn.Linear(12, 7), nn.Linear(12, 5)
+        self.hidden = nn.Sequential(nn.Linear(5, 9), nn.ReLU(), nn.Linear(9, 3))
+
+    def forward(self, x):
+        x = self.third(self.second(self.first(x)).relu()).mean((-1, -2))
+        x = nn.functional.linear(self.wide(x), self.wide.weight.t())
+        return self.hidden(torch.addmm(x[:, :5], x, self.last.weight.t()))
+
+
+@pytest.mark.parametrize("text", ["flops=50%,", ",flops=50%", "flops=50%,,params=60%"])
+def test_a_comma_too_many_is_told(text):
+    with pytest.raises(SettingError, match="comma"):
+        budget_of(text, captured("resnet8")[2])
+
+
+def test_products_that_no_rule_follows_are_counted_whole():
+    model, inputs = Odd().eval(), (torch.randn(2, 3, 8, 8),)
+    coupling = coupling_of(model, inputs, is_tried=False)
+    assert float(Cost.of(coupling).flops({})) == counted(model, inputs)
 
 
 @pytest.mark.parametrize("name", COUNTED)

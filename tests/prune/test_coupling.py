@@ -159,6 +159,34 @@ def test_a_group_whose_small_network_does_not_run_is_frozen_and_the_others_stay(
     assert "the smaller network does not run" in coupling.group("first").reason
 
 
+class Twins(nn.Module):
+    """Two groups of one size, and one attribute that its code takes for the size of both."""
+
+    def __init__(self):
+        super().__init__()
+        self.one, self.two, self.third, self.last = (nn.Linear(*sizes) for sizes in ((6, 8), (6, 8), (8, 5), (5, 3)))
+        self.other, self.width = nn.Linear(8, 5), 8
+
+    def forward(self, x):
+        one, two = (made.view(len(x), self.width, 1).flatten(1) for made in (self.one(x), self.two(x)))
+        return self.last(self.third(one) * self.other(two))
+
+
+def test_a_size_that_two_groups_share_in_the_code_of_the_model_holds_them_back():
+    inputs = (torch.randn(4, 6),)
+    offered = coupling_of(Twins(), inputs, is_tried=False).prunable()
+    assert {group.name for group in offered} >= {"one", "two"}
+    assert not {group.name for group in coupling_of(Twins(), inputs).prunable()} & {"one", "two"}
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_a_network_that_cannot_be_copied_is_refused_in_one_line():
+    model = nn.Sequential(torch.nn.utils.weight_norm(nn.Linear(4, 4)), nn.Linear(4, 2))
+    model(torch.randn(2, 4))
+    with pytest.raises(ModelError, match=r"cannot be copied.*parametriz"):
+        coupling_of(model, (torch.randn(2, 4),))
+
+
 def test_a_model_that_cannot_be_captured_is_refused_in_one_line():
     class Branching(nn.Linear):
         def forward(self, input):

@@ -1,5 +1,7 @@
 """A job knows what can go, what it costs, and which parts are best."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
 
@@ -49,6 +51,31 @@ def test_a_model_that_cannot_be_captured_is_refused(few_digits) -> None:
 
     with pytest.raises(ModelError, match="cannot be captured"):
         PruneJob.of(Branching(), few_digits)
+
+
+class Giving(torch.nn.Module):
+    """A network whose output `change` makes of ten logits."""
+
+    def __init__(self, change: Callable[[torch.Tensor], object]) -> None:
+        super().__init__()
+        self.inner, self.change = ResNet([1], [4]), change
+
+    def forward(self, x: torch.Tensor) -> object:
+        return self.change(self.inner(x))
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda x: (x, x), "gives a tuple"),
+        (lambda x: {"logits": x}, "gives a dict"),
+        (lambda x: x[:, :4], r"gives \(4,\) for an image; digits has 10 classes"),
+        (lambda x: x[:, :, None], "as many logits"),
+    ],
+)
+def test_an_output_that_is_no_logits_is_refused(few_digits, change: Callable, said: str) -> None:
+    with pytest.raises(ModelError, match=said):
+        PruneJob.of(Giving(change), few_digits)
 
 
 def test_widths_are_rounded_where_asked(few_digits) -> None:

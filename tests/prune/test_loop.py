@@ -175,6 +175,32 @@ def test_a_loss_that_is_no_number_does_not_decide_what_is_kept(made_job: PruneJo
         training.until_cut()
 
 
+class Sum(nn.Module):
+    """A network of two inputs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(6, 8), nn.Linear(8, 4)
+
+    def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        return self.last(torch.relu(self.first(x + y)))
+
+
+@pytest.mark.parametrize("optimizer", [torch.optim.SGD, torch.optim.Adafactor])
+def test_a_network_may_take_several_inputs_and_any_optimizer(optimizer: type[torch.optim.Optimizer]) -> None:
+    model, inputs = Sum(), (torch.randn(8, 6), torch.randn(8, 6))
+    taught = optimizer(model.parameters(), 0.01)
+    pruning = Ato().loop(model, taught, inputs, keep="params=60%", num_steps=20)
+    for _ in range(20):
+        nn.functional.cross_entropy(model(*inputs), torch.arange(8) % 4).backward()
+        taught.step()
+        taught.zero_grad()
+        if pruning.wants_controller_step:
+            pruning.controller_step(inputs, torch.arange(8) % 4)
+        pruning.after_step()
+    assert len(model.first.weight) < 8
+
+
 def test_a_model_of_one_s_own_is_captured_and_cut() -> None:
     model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 36, 4))
     optimizer = torch.optim.SGD(model.parameters(), 0.01)

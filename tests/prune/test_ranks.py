@@ -71,6 +71,11 @@ def test_a_model_that_is_spread_over_ranks_is_refused() -> None:
         ranks.inner(nn.Sequential(FullyShardedDataParallel()))
 
 
+def test_copies_of_a_network_in_one_process_are_refused() -> None:
+    with pytest.raises(SettingError, match="DataParallel cannot be pruned"):
+        ranks.inner(nn.DataParallel(nn.Linear(2, 2)))
+
+
 def test_with_one_process_nothing_happens() -> None:
     tensor = torch.randn(3)
     assert torch.equal(ranks.mean([tensor])[0], tensor)

@@ -87,7 +87,8 @@ def cut(
 ) -> None:
     """Slice every tensor in `kept`, and set what modules say about their sizes to what they now are.
 
-    `lengths` holds for modules whose own code depends on a size: what it was, and what it is.
+    The optimiser's state of another shape than its tensor is forgotten. `lengths` holds for modules whose own code
+    depends on a size: what it was, and what it is.
     """
     state = state_of(model)
     done: set[int] = set()
@@ -100,6 +101,9 @@ def cut(
         for key, value in list(held.items()):
             if isinstance(value, Tensor) and value.shape == tensor.shape:
                 held[key] = _sliced(value, dims)
+            elif isinstance(value, Tensor) and value.numel() > 1:  # Adafactor's sums over rows and columns
+                held.clear()  # begun anew: what they are of is no longer there
+                break
         sliced = _sliced(tensor.data, dims)
         tensor.data = sliced.to(torch.float16 if sliced.dtype == torch.float32 else torch.float32)
         tensor.data = sliced  # by way of another type, so that autograd forgets the old shape even where a graph lives

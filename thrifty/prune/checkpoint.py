@@ -11,6 +11,8 @@ from thrifty.errors import DataError, SettingError
 from thrifty.files import replacing, write_text
 
 STATE, LOG = "state.pt", "log.jsonl"
+RESULTS = ("kept.json", "model.safetensors", "plan.safetensors", "model.onnx", "report.html", "report.json")
+"""What a run that ended leaves beside them."""
 
 
 def save(folder: Path, state: dict[str, Any], history: list[dict[str, Any]]) -> None:
@@ -53,6 +55,6 @@ def exists(folder: Path) -> bool:
 
 
 def remove(folder: Path) -> None:
-    """Forget the run in the folder, if there is one."""
-    for name in (STATE, LOG):
+    """Forget the run in the folder, if there is one, and what came of it."""
+    for name in (*RESULTS, STATE, LOG):
         (folder / name).unlink(missing_ok=True)

@@ -47,6 +47,8 @@ def prune(model: str, output: Path, json_file: Path | None, resume: bool, overwr
     MODEL is resnet8, resnet18, resnet20, resnet56 or package.module:function for a function that returns a network.
     The folder gets the small network, the plan, a log, a report page, and a state from which --resume goes on.
     """
+    from thrifty.files import fresh_folder
+
     start = time.perf_counter()
     console.check_outputs(json_file, None, overwrite)
     method = _method(options["method"], options["pairs"])
@@ -56,7 +58,7 @@ def prune(model: str, output: Path, json_file: Path | None, resume: bool, overwr
         _check_onnx()
     job = _job(model, training, output, resume, options)
     if not resume:
-        _fresh(output, overwrite)
+        fresh_folder(output, overwrite)  # only now, since what was asked for could have been refused
     click.echo(_told(model, job), err=True)
     with progress.shown() as track:
         _finish(model, method, job, track, options["batch"], json_file, start)
@@ -104,15 +106,6 @@ def _check_output(output: Path, resume: bool, overwrite: bool) -> None:
     if not resume and output.is_dir() and checkpoint.exists(output) and not overwrite:
         raise SettingError(f"{output} holds a run; add --resume to go on with it, or --overwrite to start anew")
     check_folder(output, overwrite or resume)
-
-
-def _fresh(output: Path, overwrite: bool) -> None:
-    """The folder without an earlier run. Only now, since what was asked for could have been refused."""
-    from thrifty.files import fresh_folder
-    from thrifty.prune import checkpoint
-
-    fresh_folder(output, overwrite)
-    checkpoint.remove(output)
 
 
 def _job(model: str, training: Any, output: Path, resume: bool, options: dict[str, Any]) -> "PruneJob":

@@ -116,6 +116,8 @@ def budget_of(
     """
     cost, found = Cost.of(coupling), {}
     for part in text.split(","):
+        if not part.strip():
+            raise SettingError(f"budget {text}: there is nothing before or after a comma; take it out")
         kind, _, amount = part.rpartition("=")
         kind, amount = kind.strip().lower() or "flops", amount.strip()
         if kind in found:

@@ -137,13 +137,23 @@ def coupling_of(model: nn.Module, example_inputs: tuple[Any, ...], *, is_tried: 
     from thrifty.prune.capture import walked  # here, since these build on the classes above
     from thrifty.prune.partition import partition
 
-    double = copy.deepcopy(model).cpu().eval()
+    double = _copied(model).cpu().eval()
     example_inputs = tuple(value.cpu() if isinstance(value, Tensor) else value for value in example_inputs)
     coupling = partition(walked(double, example_inputs), example_inputs, double)
     if not coupling.prunable(residual=True):
         found = "; ".join(sorted({group.reason for group in coupling.frozen})[:3]) or "no layer makes anything to drop"
         raise ModelError(f"nothing of {type(model).__name__} can go: {found}")
     return _tried(double, coupling) if is_tried else coupling
+
+
+def _copied(model: nn.Module) -> nn.Module:
+    try:
+        return copy.deepcopy(model)
+    except RuntimeError as error:  # a weight that is computed and held as an attribute
+        raise ModelError(
+            f"{type(model).__name__} cannot be copied ({str(error).split('.')[0]}); weights that are computed need "
+            "torch.nn.utils.parametrize, as those of torch.nn.utils.parametrizations.weight_norm"
+        ) from error
 
 
 def _tried(model: nn.Module, coupling: Coupling) -> Coupling:

@@ -10,9 +10,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from thrifty.budget import Budget
+from thrifty.errors import ModelError
 from thrifty.progress import Track, silent
 from thrifty.prune.cost import budget_of, steps_of
 from thrifty.prune.coupling import Coupling, Group, coupling_of
+from thrifty.prune.evaluate import evaluating
 from thrifty.prune.images import Images
 from thrifty.prune.repair import repair
 from thrifty.prune.training import Training
@@ -59,10 +61,11 @@ class PruneJob:
     ) -> "PruneJob":
         """A job for `model`: finds what can go and what it costs.
 
-        `keep` is a budget such as `flops=45%` or `params=2M`. Raises `ModelError` where the network cannot be captured,
-        `SettingError` where the budget is none or cannot be reached.
+        `keep` is a budget such as `flops=45%` or `params=2M`. Raises `ModelError` where the network cannot be captured
+        or does not give a number for each class, `SettingError` where the budget is none or cannot be reached.
         """
         coupling = coupling_of(model, (example_of(images),))
+        _check_output(model, images)
         device = device or torch.device("cpu")
         budget = budget_of(keep, coupling, residual=residual, round_to=round_to, model=model, device=device)
         return PruneJob(
@@ -128,6 +131,19 @@ def ranks_within(scores: Mapping[str, Tensor]) -> dict[str, Float[Tensor, " part
         order = score.argsort(stable=True, descending=True).argsort()
         found[name] = 1 - (order.double() + 0.5) / len(order)
     return found
+
+
+def _check_output(model: nn.Module, images: Images) -> None:
+    """Better now than after the first batch."""
+    place = next(model.parameters())
+    with evaluating(model), torch.no_grad():
+        output = model(example_of(images).to(place.device, place.dtype))
+    found, name, count = type(output).__name__, type(model).__name__, len(images.classes)
+    if not isinstance(output, Tensor):
+        raise ModelError(f"{name} gives a {found}; a tensor (images, classes) is needed: return the logits alone")
+    if output.ndim != 2 or output.shape[1] < count:
+        shape = tuple(output.shape[1:])
+        raise ModelError(f"{name} gives {shape} for an image; {images.name} has {count} classes: give as many logits")
 
 
 def example_of(images: Images) -> Float[Tensor, "images colours height width"]:

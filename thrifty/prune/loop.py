@@ -128,7 +128,8 @@ class Loop:
     def controller_step(self, inputs: Any, targets: Any, criterion: Criterion | None = None) -> Tensor:
         """Let the controller learn from one batch that the weights do not train on; return the loss of the task.
 
-        The network is in eval mode for it. Call it within the autocast of the weights' forward pass.
+        `inputs` is what the network takes, a tuple where it takes several. The network is in eval mode for it. Call it
+        within the autocast of the weights' forward pass.
         """
         self.search.prepare((self.done - self._step_at(self.phases.warm_up)) / self._search_steps)
         loss = self._controller(inputs, targets) if criterion is None else self._learn(inputs, targets, criterion)
@@ -155,7 +156,7 @@ class Loop:
 
         def task_loss(gates: Mapping[str, Tensor]) -> Tensor:
             weights = self._reads.gated(self.search.layout.flat(gates))
-            return measure(functional_call(network, weights, (inputs,)), targets)
+            return measure(functional_call(network, weights, _arguments(inputs)), targets)
 
         with evaluating(network), uncached_autocast(self.projection.device):
             return self.search.learn(task_loss)
@@ -285,4 +286,8 @@ def gated_loss(
     criterion: Criterion,
 ) -> Tensor:
     """The loss of a batch where every part is multiplied by its gate; differentiable in the gates."""
-    return criterion(functional_call(network, gated(network, groups, gates), (inputs,)), targets)
+    return criterion(functional_call(network, gated(network, groups, gates), _arguments(inputs)), targets)
+
+
+def _arguments(inputs: Any) -> tuple[Any, ...]:
+    return inputs if isinstance(inputs, tuple) else (inputs,)

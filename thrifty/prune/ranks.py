@@ -38,10 +38,12 @@ def inner(model: nn.Module) -> nn.Module:
     """The network itself, of a model that may be wrapped for several ranks.
 
     Raises `SettingError` where its parameters are spread over the ranks (FSDP): a part of a group would then lie on
-    several of them, and no rank could cut it.
+    several of them, and no rank could cut it. Also for `DataParallel`, whose copies of a network know nothing of gates.
     """
     if isinstance(model, DistributedDataParallel):
         return model.module
+    if isinstance(model, nn.DataParallel):
+        raise SettingError("a network in DataParallel cannot be pruned; use DistributedDataParallel, or one GPU")
     is_spread = any(type(module).__name__ == "FullyShardedDataParallel" for module in model.modules())
     if is_spread or any(type(one).__name__ == "DTensor" for one in model.parameters()):
         raise SettingError(

@@ -19,6 +19,8 @@ COLUMNS = [
     Column("latency_ms.after", "after", ".2f"),
     Column("seconds", "seconds", ".0f"),
 ]
+SUSPICIOUS = 1e-2
+"""A difference of outputs that rounding does not make."""
 
 
 def report(
@@ -32,6 +34,8 @@ def report(
     first = rows[0]
     exact = [f"budget: {one['spent']:,.6g} of {one['limit']:,.6g} {one['unit']} are used" for one in first["limits"]]
     difference = f"the small network equals the masked one up to {first['max_abs_difference']:.1e}"
+    if first["max_abs_difference"] > SUSPICIOUS:
+        difference = f"{difference}: THAT IS NOT EQUAL, do not use it, and please report this"
     told = [*exact, difference, f"accuracy on all {first['test_images']:,} test images, after the last epoch", *notes]
     plots = [widths(first["widths"]), *curves(history)]
     return Report(title, "prune", rows, COLUMNS, plots=plots, notes=told, provenance=provenance)

@@ -27,7 +27,7 @@ def convolution(trace: Trace, call: Call) -> Result:
     """conv1d to conv3d: reads its input's channels, makes its own; depthwise ones follow their input."""
     x, weight = call["input"], call["weight"]
     if not weight.parameter or len(x.shape) != len(weight.shape):
-        return unknown(trace, call)
+        return whole(trace, call, math.prod(call.shape) * math.prod(weight.shape[1:]))
     groups, num_each = call["groups"], weight.shape[1]
     inputs = trace.along(x, 1, f"{call} mixes its positions")
     is_depthwise = groups > 1 and num_each == 1
@@ -60,7 +60,7 @@ def transposed_convolution(trace: Trace, call: Call) -> Result:
     """conv_transpose1d to 3d without groups: its weight is (in, out, ...)."""
     x, weight = call["input"], call["weight"]
     if not weight.parameter or call["groups"] != 1 or len(x.shape) != len(weight.shape):
-        return unknown(trace, call)
+        return whole(trace, call, math.prod(x.shape) * math.prod(weight.shape[1:]))
     rows = trace.parameter_atoms(weight, 0, "reads")
     trace.union.join(rows, trace.along(x, 1, f"{call} mixes its positions"))
     _note_leak(trace, call, x, rows)
@@ -75,7 +75,7 @@ def linear(trace: Trace, call: Call) -> Result:
     """linear(x, weight, bias): reads the last dimension, makes a new one."""
     x, weight = call["input"], call["weight"]
     if not weight.parameter or len(weight.shape) != 2:
-        return unknown(trace, call)
+        return whole(trace, call, math.prod(call.shape) * weight.shape[-1])
     return _product(trace, call, x, weight, (0, 1), call["bias"])
 
 
@@ -107,7 +107,7 @@ def matmul(trace: Trace, call: Call) -> Result:
     if second.parameter and len(second.shape) == 2:
         return _product(trace, call, first, second, (1, 0), None)
     if first.is_weight or second.is_weight or min(len(first.shape), len(second.shape)) < 2:
-        return unknown(trace, call)
+        return whole(trace, call, math.prod(call.shape) * first.shape[-1])
     reason = f"{call} sums over them"
     first = trace.tie(first, [len(first.shape) - 1], reason)
     second = trace.tie(second, [len(second.shape) - 2], reason)
@@ -117,6 +117,11 @@ def matmul(trace: Trace, call: Call) -> Result:
     heads = trace.combine([_without_last(first), _without_last(second)], lead, str(call)) if lead else np.array(NONE)
     _matmul_work(trace, call, heads, call.shape[-2] * call.shape[-1] * first.shape[-1], first.shape)
     return Value(call.shape, heads.reshape(*heads.shape, 1, 1), first.is_zero or second.is_zero)
+
+
+def sum_and_product(trace: Trace, call: Call) -> Result:
+    """addmm and baddbmm: stay as they are."""
+    return whole(trace, call, math.prod(call.shape) * call.values[1].shape[-1])
 
 
 def _without_last(value: Value) -> Value:
@@ -134,8 +139,10 @@ def _matmul_work(trace: Trace, call: Call, heads: Atoms, each: int, input_shape:
 
 def attention(trace: Trace, call: Call) -> Result:
     """scaled_dot_product_attention: whole heads may go, from queries, keys and values together."""
+    query, key = call["query"].shape, call["key"].shape
+    each = query[-2] * key[-2] * (query[-1] + call["value"].shape[-1])
     if call.arguments.get("enable_gqa"):
-        return unknown(trace, call)
+        return whole(trace, call, each * math.prod(query[:-2]))
     parts = []
     for value in (call["query"], call["key"], call["value"]):
         axes = [len(value.shape) - 2, len(value.shape) - 1]
@@ -144,13 +151,12 @@ def attention(trace: Trace, call: Call) -> Result:
     mask = call["attn_mask"]
     if mask is not None:
         mask = trace.tie(mask, [len(mask.shape) - 2, len(mask.shape) - 1], f"{call} sums over them")
-    query, key = call["query"].shape, call["key"].shape
     heads = trace.combine(parts, lead, str(call))
     atoms = heads.reshape(*heads.shape, 1, 1)
     if mask is not None:
         carried = Value((*lead, *query[-2:]), atoms)
         atoms = trace.combine([carried, mask], (*lead, query[-2], key[-2]), str(call))
-    _matmul_work(trace, call, heads, query[-2] * key[-2] * (query[-1] + call["value"].shape[-1]), query)
+    _matmul_work(trace, call, heads, each, query)
     return Value(call.shape, atoms, call["value"].is_zero)
 
 
@@ -220,6 +226,12 @@ def unknown(trace: Trace, call: Call) -> Result:
     for value in call.values:
         trace.freeze(value, f"thrifty has no rule for {call}")
     return nothing(call.shape)
+
+
+def whole(trace: Trace, call: Call, count: int) -> Result:
+    """A product of `count` multiply-accumulates whose operands cannot be followed: nothing of it may go, all counts."""
+    trace.works.append(Work("matmul", call.module, count / trace.batch, (), call.shape))
+    return unknown(trace, call)
 
 
 def _note_leak(trace: Trace, call: Call, x: Value, columns: Atoms) -> None:
@@ -333,6 +345,7 @@ RULES: dict[str, Rule] = {
     **dict.fromkeys(["conv1d", "conv2d", "conv3d"], convolution),
     **dict.fromkeys(["conv_transpose1d", "conv_transpose2d", "conv_transpose3d"], transposed_convolution),
     **dict.fromkeys(["matmul", "mm", "bmm"], matmul),
+    **dict.fromkeys(["addmm", "baddbmm"], sum_and_product),
     **dict.fromkeys(["layer_norm", "rms_norm"], layer_norm),
     **dict.fromkeys(["add", "sub"], add),
     **dict.fromkeys(["clamp", "hardtanh", "relu6"], clamp),

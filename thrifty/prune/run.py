@@ -125,6 +125,7 @@ class Run:
         self._exits.close()
 
     _random: Tensor | None = None
+    _has_written: bool = False
 
     def train(self, until: float = 1.0, cycle: Cycle = WHOLE) -> None:
         """As `steps`, with nothing between them."""
@@ -239,6 +240,7 @@ class Run:
         self._check_finite()
         self.seconds = time.perf_counter() - self._started
         extras = {name: one.state_dict() for name, one in self._extras.items()}
+        self._forget_earlier()
         state = {
             "about": self._about(),
             "done": self.done,
@@ -253,6 +255,12 @@ class Run:
             "extras": extras or self._extra_states,
         }
         checkpoint.save(self.job.folder, state, self.job.history)
+
+    def _forget_earlier(self) -> None:
+        """Only now is there something in the place of what the folder held."""
+        if self.job.folder is not None and not self.job.resume and not self._has_written:
+            checkpoint.remove(self.job.folder)
+        self._has_written = True
 
     def _load(self, state: dict[str, Any]) -> None:
         if state["keep"] is not None:
@@ -280,6 +288,8 @@ class Run:
             "seed": job.seed,
             "images": f"{job.images.name}: {len(job.images.train)} of {job.images.shape}",
             "parameters": sum(one.numel() for one in job.model.parameters()),
+            "round_to": job.round_to,
+            "residual": job.residual,
         }
 
     epoch_draw: Tensor | None = None
@@ -300,6 +310,7 @@ class Run:
         }
         self.job.history.append(line)
         if self.job.folder is not None:
+            self._forget_earlier()
             checkpoint.write_log(self.job.folder, self.job.history)
 
     def _check_finite(self) -> None:

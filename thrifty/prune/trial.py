@@ -14,11 +14,30 @@ TOLERANCE = 1e-4
 """Largest difference allowed, as a share of the largest output."""
 
 
+SHARES = (1 / 3, 3 / 4, 1 / 2, 2 / 3, 1 / 4)
+"""Kept of neighbouring groups: no two alike, or a size that two groups have in common could hide that they share it."""
+
+
 def trouble(model: nn.Module, coupling: Coupling, groups: Sequence[Group]) -> str:
-    """Drop about half of the parts of `groups`; an empty text where the small network equals the masked one on the
-    example inputs, else what went wrong. Works on copies (see `unsettled`)."""
+    """Drop about half of the parts of `groups`, then other shares of each; an empty text where the small network equals
+    the masked one on the example inputs, else what went wrong. Works on copies (see `unsettled`)."""
     generator = torch.Generator().manual_seed(0)
-    keep = {group.name: half(group.size, generator) for group in groups}
+    halves = {group.name: half(group.size, generator) for group in groups}
+    said = _trouble(model, coupling, groups, halves, generator)
+    if said:
+        return said
+    shares = [SHARES[index % len(SHARES)] for index in range(len(groups))]
+    parts = {group.name: some(group.size, share, generator) for group, share in zip(groups, shares, strict=True)}
+    return _trouble(model, coupling, groups, parts, generator)
+
+
+def _trouble(
+    model: nn.Module,
+    coupling: Coupling,
+    groups: Sequence[Group],
+    keep: dict[str, Tensor],
+    generator: torch.Generator,
+) -> str:
     double = unsettled(copy.deepcopy(model).eval(), generator)
     with torch.no_grad():
         with masked(double, groups, keep):
@@ -40,8 +59,13 @@ def trouble(model: nn.Module, coupling: Coupling, groups: Sequence[Group]) -> st
 
 def half(size: int, generator: torch.Generator) -> Tensor:
     """0 and 1 for about half of `size` parts each, at least one of either."""
+    return some(size, 1 / 2, generator)
+
+
+def some(size: int, share: float, generator: torch.Generator) -> Tensor:
+    """1 for about this share of `size` parts, at least one; 0 for the rest, at least one where there are two."""
     keep = torch.zeros(size)
-    keep[torch.randperm(size, generator=generator)[: max(1, size // 2)]] = 1.0
+    keep[torch.randperm(size, generator=generator)[: max(1, int(size * share))]] = 1.0
     return keep
 
 
