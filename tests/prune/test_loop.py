@@ -175,6 +175,34 @@ def test_a_loss_that_is_no_number_does_not_decide_what_is_kept(made_job: PruneJo
         training.until_cut()
 
 
+@pytest.mark.parametrize("stop", [4, 11, 16])
+def test_a_loop_goes_on_from_its_checkpoint_before_and_after_the_cut(stop: int) -> None:
+    def made() -> tuple[nn.Module, torch.optim.Optimizer, Loop]:
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(6, 12), nn.ReLU(), nn.Linear(12, 4))
+        optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9)
+        return model, optimizer, Ato().loop(model, optimizer, (torch.randn(2, 6),), keep="params=60%", num_steps=20)
+
+    def train(model: nn.Module, optimizer: torch.optim.Optimizer, pruning: Loop, first: int, last: int) -> None:
+        for step in range(first, last):
+            torch.manual_seed(step)
+            inputs, targets = torch.randn(8, 6), torch.randint(0, 4, (8,))
+            nn.functional.cross_entropy(model(inputs), targets).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            if pruning.wants_controller_step:
+                pruning.controller_step(inputs, targets)
+            pruning.after_step()
+
+    whole, stopped, again = made(), made(), made()
+    train(*whole, 0, 20)
+    train(*stopped, 0, stop)
+    for place in (2, 0, 1):
+        again[place].load_state_dict(copy.deepcopy(stopped[place].state_dict()))
+    train(*again, stop, 20)
+    assert all(map(torch.equal, again[0].parameters(), whole[0].parameters()))
+
+
 class Sum(nn.Module):
     """A network of two inputs."""
 

@@ -227,12 +227,21 @@ class Loop:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on where `state_dict` was taken, with a network and an optimiser that are as they were then."""
+        """Go on where `state_dict` was taken. A network that was cut by then and is still whole is cut here: load the
+        states of the network and its optimiser afterwards."""
+        if state["is_cut"] and self._is_whole():
+            shrink(ranks.inner(self.model), self.coupling, state["keep"], self.optimizer)
+            self.model = ranks.rewrapped(self.model)
         self.done, self.is_cut, self.keep = state["done"], state["is_cut"], state["keep"]
         self._kept = state["kept"].to(self._kept.device)
         if not self.is_cut:
             self.projection.drop(self._kept)
         self.search.load_state_dict(state["search"])
+
+    def _is_whole(self) -> bool:
+        sizes = {name: tuple(one.shape) for name, one in ranks.inner(self.model).named_parameters()}
+        whole = {name: tuple(int(one.length({})) for one in each) for name, each in self.coupling.parameters.items()}
+        return all(sizes[name] == size for name, size in whole.items() if name in sizes)
 
     @property
     def _search_steps(self) -> int:
