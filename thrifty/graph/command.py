@@ -268,9 +268,11 @@ def augment(
     check_output(deleted, overwrite)
     if save_plan is not None:
         check_new(save_plan, overwrite)
-    files = [path.resolve() for path in (output, deleted, save_plan) if path is not None]
+    files = [path.resolve() for path in (output, deleted, save_plan, json_file) if path is not None]
     if len(set(files)) < len(files):
-        raise OutputError("the edges, the deleted edges and the plan need a file each; two of them have the same name")
+        raise OutputError(
+            "the edges, the deleted edges, the plan and the JSON need a file each; two have the same name"
+        )
     method = _chosen("methods", options["method"], console.pairs_of(options["pairs"]))
     read = _read(edges, options)
     with progress.shown() as track:
