@@ -61,6 +61,14 @@ def test_pandas_is_read_column_by_column() -> None:
     assert frame.rows() == [("a", "b", 1), ("b", "c", -1)]
 
 
+def test_what_pandas_does_not_have_is_nothing() -> None:
+    pandas = pytest.importorskip("pandas")
+    texts = pandas.array(["b", None], dtype="string")
+    signs = pandas.Series([1, pandas.NA], dtype=object)
+    frame = load(pandas.DataFrame({"u": ["a", "b"], "v": texts, "sign": signs}), Columns()).frame
+    assert frame.rows() == [("a", "b", 1), ("b", None, None)]
+
+
 def test_arrays_of_objects_are_columns_of_one_kind() -> None:
     def told(*values: object) -> list:
         return column_of(np.array(values, dtype=object)).to_list()

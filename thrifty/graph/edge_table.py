@@ -46,7 +46,7 @@ def load(origin: Any, columns: Columns, needs_sign: bool = True) -> EdgeTable:
         return _named(origin.lazy(), "the table", columns, needs_sign)
     if library == "pandas":
         # Column by column through numpy: polars would need pyarrow for the whole.
-        parts = {str(name): column_of(origin[name].to_numpy()) for name in origin.columns}
+        parts = {str(name): _of_pandas(origin[name]) for name in origin.columns}
         return _named(pl.LazyFrame(parts), "the table", columns, needs_sign)
     if hasattr(origin, "edge_index"):
         return _named(_of_tensors(origin, needs_sign), "the Data", columns, needs_sign)
@@ -66,6 +66,13 @@ def column_of(values: np.ndarray) -> pl.Series:
     if any(isinstance(value, str) for value in known):
         return pl.Series([None if value is None else str(value) for value in known], dtype=pl.String)
     return pl.Series(known, strict=False)
+
+
+def _of_pandas(column: Any) -> pl.Series:
+    values = column.to_numpy()
+    if values.dtype == object:
+        values = np.where(column.isna(), None, values)  # pandas' NA equals nothing, and says so by an error
+    return column_of(values)
 
 
 def _of_path(path: Path, columns: Columns, needs_sign: bool) -> EdgeTable:
