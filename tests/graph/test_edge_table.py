@@ -127,6 +127,10 @@ def test_an_unusable_origin_says_what_would_do(tmp_path: Path) -> None:
         (7, "cannot read edges from int"),
         (networkx.DiGraph(), "no edges"),
         (Data(edge_index=torch.tensor([[0], [1]])), "has no signs"),
+        (Data(x=torch.ones(3, 1)), r"has no edge_index; give it one of shape \[2, edges\]"),
+        (Data(edge_index=torch.ones(3, 4)), r"an edge_index of shape \[3, 4\]; give it one of shape"),
+        (FRAME.with_columns(src=pl.concat_list("src")), r"the source in column 'src' is List\(Int64\); give one value"),
+        (networkx.DiGraph([(1, "1")]), "several nodes of the NetworkX graph are written '1'"),
         (FRAME.head(0), "no rows"),
     ]:
         with pytest.raises(DataError, match=told):

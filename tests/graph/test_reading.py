@@ -3,6 +3,7 @@
 import gzip
 from pathlib import Path
 
+import networkx
 import numpy as np
 import polars as pl
 import pytest
@@ -117,6 +118,13 @@ def test_nodes_without_an_edge_that_stays_are_left_out(tmp_path: Path) -> None:
 def test_an_unusable_file_says_why(tmp_path: Path, lines: str, policies: Policies | None, told: str) -> None:
     with pytest.raises(DataError, match=told):
         read_lines(tmp_path, lines, policies)
+
+
+def test_nodes_of_networkx_with_numbers_of_more_than_64_bits_are_kept() -> None:
+    graph = networkx.DiGraph()
+    graph.add_edge(2**70, 1, sign=1)
+    graph.add_edge(2**70, 2, sign=-1)
+    assert edges(read(graph).graph) == {(str(2**70), "1", 1), (str(2**70), "2", -1)}
 
 
 def test_odd_signs_can_be_left_out(tmp_path: Path) -> None:

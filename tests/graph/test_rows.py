@@ -30,6 +30,12 @@ def test_whole_floats_are_ids_without_a_point() -> None:
     assert tidy(pl.Series([1.0, 2.0, float("nan")], strict=False)).to_list() == [1, 2, None]
 
 
+def test_whole_numbers_of_more_than_64_bits_are_texts() -> None:
+    assert tidy(pl.Series([2**70, 1, None])).to_list() == ["1180591620717411303424", "1", None]
+    assert tidy(pl.Series([2**63, 1])).to_list() == ["9223372036854775808", "1"]
+    assert tidy(pl.Series([7, None], dtype=pl.UInt64)).dtype == pl.Int64
+
+
 def table(**columns: list) -> EdgeTable:
     return EdgeTable(pl.DataFrame(columns), "x")
 

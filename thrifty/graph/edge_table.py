@@ -1,5 +1,6 @@
 """One table of edges, with the columns source, target, sign or rating, weight and time, from whatever holds it."""
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -151,6 +152,11 @@ def _named(frame: pl.LazyFrame, origin: str, columns: Columns, needs_sign: bool)
     names = frame.collect_schema().names()
     found = find_columns(names, columns, origin, needs_sign)
     table = frame.select(**{what: pl.col(names[place]) for what, place in found.places.items()}).collect()
+    for what, kind in table.schema.items():
+        if kind.is_nested():
+            raise DataError(
+                f"{origin}: the {what} in column {names[found.places[what]]!r} is {kind}; give one value a row"
+            )
     if not table.height:
         raise DataError(f"{origin} has no rows; give a table with at least one edge")
     return EdgeTable(table, origin, list(found.notes))
@@ -158,7 +164,11 @@ def _named(frame: pl.LazyFrame, origin: str, columns: Columns, needs_sign: bool)
 
 def _of_tensors(data: Any, needs_sign: bool) -> pl.LazyFrame:
     """The edges of PyG `Data`: `edge_index`, and `edge_sign`, `edge_attr` (its first column), or `edge_weight`."""
-    source, target = np.asarray(data.edge_index.cpu())
+    ends = data.edge_index
+    if ends is None or ends.ndim != 2 or len(ends) != 2:
+        found = "no edge_index" if ends is None else f"an edge_index of shape {list(ends.shape)}"
+        raise DataError(f"the Data has {found}; give it one of shape [2, edges]")
+    source, target = np.asarray(ends.cpu())
     parts = {"source": source, "target": target}
     names = {"edge_sign": "sign", "edge_label": "sign", "edge_attr": "rating", "edge_weight": "weight"}
     for name, what in {**names, "edge_time": "time", "time": "time", "t": "time"}.items():
@@ -187,7 +197,11 @@ def _of_networkx(graph: Any, columns: Columns, needs_sign: bool) -> EdgeTable:
     if clash:
         raise DataError(f"edges of the NetworkX graph have an attribute {clash.pop()!r}; rename it")
     ends = [[edge[side] for edge in edges] for side in (0, 1)]
-    is_numbered = all(isinstance(node, int | np.integer) for side in ends for node in side)
+    nodes = {node for side in ends for node in side}
+    is_numbered = all(isinstance(node, int | np.integer) for node in nodes)
+    if not is_numbered and len({str(node) for node in nodes}) < len(nodes):
+        same = next(text for text, num in Counter(map(str, nodes)).items() if num > 1)
+        raise DataError(f"several nodes of the NetworkX graph are written {same!r}; give each a name of its own")
     sides = [pl.Series([node if is_numbered else str(node) for node in side]) for side in ends]
     parts = {"source": sides[0], "target": sides[1]}
     for name in names:

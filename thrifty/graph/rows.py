@@ -126,7 +126,8 @@ def time_of(column: pl.Series) -> pl.Series:
 def tidy(column: pl.Series) -> pl.Series:
     """A column of ids as whole numbers or texts without white space around them; null where there is none."""
     if column.dtype.is_integer():
-        return column.cast(pl.Int64, strict=False) if column.dtype != pl.UInt64 else column
+        numbers = column.cast(pl.Int64, strict=False)
+        return numbers if numbers.null_count() == column.null_count() else column.cast(pl.String)
     if column.dtype.is_float():
         numbers = column.cast(pl.Int64, strict=False)
         is_whole = (numbers.cast(pl.Float64) == column) | column.is_null() | column.is_nan()
