@@ -11,6 +11,7 @@ from thrifty.graph.rows import counted, number_of, parse, tidy, time_of, whole_n
 def test_signs_are_numbers_or_words() -> None:
     column = pl.Series(["1", " -1", "+1", "+", "-", "Positive", "oppose", "abstain", "nan", "huh", None])
     assert number_of(column).to_list() == [1, -1, 1, 1, -1, 1, -1, 0, None, None, None]
+    assert number_of(pl.Series(["\u22121", "\u2212", "\u2013 1", " \u20132.5"])).to_list() == [-1, -1, None, -2.5]
     assert number_of(pl.Series([True, False])).to_list() == [1, -1]
 
 
