@@ -90,6 +90,12 @@ def test_a_threshold_parts_ratings(tmp_path: Path) -> None:
     assert any("above 3 is positive" in note for note in reading.notes)
 
 
+def test_a_threshold_that_has_no_effect_is_told(tmp_path: Path) -> None:
+    told = "threshold: 0.5 is not used, as the edges have signs"
+    assert any(told in note for note in read_lines(tmp_path, HEADER + "a,b,1\na,c,-1\n", Policies(threshold=0.5)).notes)
+    assert not any("threshold" in note for note in read_lines(tmp_path, HEADER + "a,b,1\na,c,-1\n").notes[:-1])
+
+
 def test_signs_of_one_kind_are_read_and_told(tmp_path: Path) -> None:
     assert any("no sign can be learnt" in note for note in read_lines(tmp_path, HEADER + "a,b,1\nb,c,1\n").notes)
     hint = read_lines(tmp_path, "u,v,label\na,b,1\nb,c,0\n").notes

@@ -38,7 +38,8 @@ class EdgeTable:
 def load(origin: Any, columns: Columns, needs_sign: bool = True) -> EdgeTable:
     """Return the rows of a file, a folder of Parquet, a table of polars or pandas, a NetworkX graph, or PyG `Data`.
 
-    Raises `DataError` where there is no such thing, it is unusable, or it lacks a column.
+    Without `needs_sign` there may be no rows. Raises `DataError` where there is no such thing, it is unusable, or it
+    lacks a column.
     """
     if isinstance(origin, str | Path):
         return _of_path(Path(origin).expanduser(), columns, needs_sign)
@@ -121,7 +122,7 @@ def _of_text(path: Path, columns: Columns, needs_sign: bool) -> EdgeTable:
     # A row is blank where every field is, also those that are not picked.
     blank = pl.all_horizontal(pl.all().is_null())
     frame = text.frame.select(**picked, **{EXTRA: pl.col(EXTRA)}, blank=blank)
-    if not frame.height or bool(frame["blank"].all()):
+    if needs_sign and bool(frame["blank"].all()):
         raise DataError(f"{path} has a header and no rows; give a table with at least one edge")
     return EdgeTable(frame, str(path), [*text.notes, *found.notes], text.lines_of)
 
@@ -157,7 +158,7 @@ def _named(frame: pl.LazyFrame, origin: str, columns: Columns, needs_sign: bool)
             raise DataError(
                 f"{origin}: the {what} in column {names[found.places[what]]!r} is {kind}; give one value a row"
             )
-    if not table.height:
+    if needs_sign and not table.height:
         raise DataError(f"{origin} has no rows; give a table with at least one edge")
     return EdgeTable(table, origin, list(found.notes))
 
