@@ -75,7 +75,7 @@ def test_amounts_are_read_as_shares_or_absolute(text, amount):
 
 def test_more_than_the_whole_can_be_allowed_and_is_told():
     assert read_amount("150%", 1000, most=2) == pytest.approx(1500)
-    with pytest.raises(SettingError, match="2500 is not above 0 and at most 2 times the whole, 1000$"):
+    with pytest.raises(SettingError, match=r"2500 is not above 0 and at most 2 times the whole, 1000$"):
         read_amount("250%", 1000, most=2)
 
 

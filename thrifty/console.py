@@ -57,7 +57,9 @@ def check_outputs(json_file: Path | None, out: Path | None, overwrite: bool) -> 
 def _check_no_other(json_file: Path) -> None:
     """Raise `OutputError` where the running command names the file, or the page that it is part of, as another path."""
     context = click.get_current_context(silent=True)
-    for option in context.command.params if context is not None else ():
+    if context is None:  # called from Python
+        return
+    for option in context.command.params:
         if option.name == "json_file" or not isinstance(option.type, click.Path):
             continue
         value = context.params[option.name]

@@ -133,7 +133,7 @@ def test_an_unusable_file_is_one_clear_line(refused, edges: str, words: tuple[st
         ("balance trust.csv pairs.csv -o shards", "shards already holds files"),
         ("fit trust.csv -o model --json trust.csv", "trust.csv is there already and is no result that --json wrote"),
         ("fit trust.csv -o one.json --json ./one.json", "--json one.json would write over '-o' / '--output', one.json"),
-        ("predict new.json pairs.csv -o signs.csv --json new.json", "--json new.json would write over 'MODEL', new.json"),
+        ("predict new.json pairs.csv -o signs.csv --json new.json", "--json new.json would write over 'MODEL'"),
         ("predict other.safetensors pairs.csv -o a.csv --json pairs.csv", "pairs.csv is there already"),
         ("augment trust.csv -o a.csv --method drop_edge --json a.deleted.csv", "a file each"),
         ("nope", "No such command 'nope'"),

@@ -73,7 +73,8 @@ def column_of(values: np.ndarray) -> pl.Series:
 def _of_pandas(column: Any) -> pl.Series:
     values = column.to_numpy()
     if values.dtype == object:
-        values = np.where(column.isna(), None, values)  # pandas' NA equals nothing, and says so by an error
+        values = values.copy()
+        values[np.asarray(column.isna())] = None  # pandas' NA has no truth value: comparing it would be an error
     return column_of(values)
 
 

@@ -23,7 +23,8 @@ class GraphJob:
     @staticmethod
     def of(graph: SignedGraph, keep: str = "200%", seed: int = 0, track: Track = silent) -> "GraphJob":
         """A job for `graph`. `keep` is the most edges there may be afterwards: a share of those there are (`110%`,
-        or `0.5` for half), or a number (`30000`). Raises `SettingError` for anything else, `DataError` where all signs are equal."""
+        or `0.5` for half), or a number (`30000`). Raises `SettingError` for anything else, `DataError` where all signs
+        are equal."""
         need_both_signs(graph)
         limit = read_amount(keep, graph.num_edges, most=_WIDEST)
         if limit < 1:
