@@ -73,6 +73,12 @@ def test_amounts_are_read_as_shares_or_absolute(text, amount):
     assert read_amount(text, 1000) == pytest.approx(amount)
 
 
+def test_more_than_the_whole_can_be_allowed_and_is_told():
+    assert read_amount("150%", 1000, most=2) == pytest.approx(1500)
+    with pytest.raises(SettingError, match=r"2500 is not above 0 and at most 2 times the whole, 1000$"):
+        read_amount("250%", 1000, most=2)
+
+
 @pytest.mark.parametrize("text", ["0", "150%", "-1", "much", "", "2M", "nan"])
 def test_an_impossible_amount_is_refused_with_what_was_asked(text):
     with pytest.raises(SettingError, match=f"budget {text}"):

@@ -179,6 +179,24 @@ def test_every_command_writes_json(thrifty, measured, tmp_path: Path) -> None:
         assert json.loads(target.read_text())
 
 
+@pytest.mark.parametrize("words", ["methods", "data list", "data check", "data get python-topics", "report mine.json"])
+def test_the_json_of_no_command_replaces_a_file_of_the_user(thrifty, monkeypatch, tmp_path: Path, words: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.json").write_text("[1]")
+    status, out, error = thrifty(*words.split(), "--json", "mine.json")
+    assert (status, out, error.count("\n")) == (2, "", 1)
+    assert (tmp_path / "mine.json").read_text() == "[1]"
+
+
+def test_a_report_is_not_written_over_the_results_it_shows(thrifty, tmp_path: Path) -> None:
+    assert thrifty("methods", "--json", tmp_path / "a.json")[0] == 0
+    before = (tmp_path / "a.json").read_text()
+    status, _, error = thrifty("report", tmp_path / "a.json", "--json", tmp_path / "a.json")
+    assert status == 2
+    assert "would write over 'FILES...'" in error
+    assert (tmp_path / "a.json").read_text() == before
+
+
 def test_a_report_shows_results_of_files_and_refuses_others(thrifty, measured, tmp_path: Path) -> None:
     assert measured("--json", tmp_path / "kv.json")[0] == 0
     status, _, _ = thrifty("report", tmp_path / "kv.json", "--out", tmp_path / "page")

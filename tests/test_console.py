@@ -37,3 +37,27 @@ def test_the_peer_can_be_left_out_of_the_json(tmp_path: Path) -> None:
     console.write(result, tmp_path / "ours.json", None, overwrite=False, measured_only=True)
     assert "peer" in (tmp_path / "all.json").read_text()
     assert "peer" not in (tmp_path / "ours.json").read_text()
+
+
+def test_the_json_replaces_an_earlier_result_and_no_other_file(tmp_path: Path) -> None:
+    target = tmp_path / "a.json"
+    Report("One", "test", [{"name": "a"}], [Column("name", "name")], provenance={"command": "a"}).save_json(target)
+    console.check_outputs(target, None, overwrite=False)
+    for text in (
+        "source,target\n1,2\n",
+        '{"kind": "mine"}',
+        "[1]",
+        f"{target.read_text()}{target.read_text()}",
+        "\x80",
+    ):
+        target.write_text(text, encoding="latin-1")
+        with pytest.raises(OutputError, match=r"a\.json is there already and is no result that --json wrote"):
+            console.check_outputs(target, None, overwrite=True)
+    target.write_text("")
+    console.check_outputs(target, None, overwrite=False)
+
+
+def test_the_json_can_go_into_the_folder_of_the_page(tmp_path: Path) -> None:
+    result = Report("One", "test", [{"name": "a"}], [Column("name", "name")])
+    console.write(result, tmp_path / "page" / "mine.json", tmp_path / "page", overwrite=False)
+    assert (tmp_path / "page" / "mine.json").read_text() == (tmp_path / "page" / "report.json").read_text()

@@ -87,10 +87,10 @@ def joint(budgets: Sequence[Budget]) -> Budget:
     return Budget(share, 1.0, "of the tightest limit", tuple(budgets))
 
 
-def read_amount(text: str, whole: float | int) -> float:
+def read_amount(text: str, whole: float | int, most: int = 1) -> float:
     """Read a budget such as `30%`, `0.3` (a share of `whole`), `2M`, `1.5k` or `7000` (an amount).
 
-    Raises `SettingError` for anything else, and for an amount that is not above 0 and at most `whole`.
+    Raises `SettingError` for anything else, and for an amount that is not above 0 and at most `most` times `whole`.
     """
     factors = {"%": whole / 100, "k": 1e3, "m": 1e6, "g": 1e9}
     try:
@@ -99,6 +99,7 @@ def read_amount(text: str, whole: float | int) -> float:
     except ValueError:
         raise SettingError(f"budget {text}: use a share such as 30% or 0.3, or an amount such as 7000 or 2M") from None
     amount = number * factor if factor else number * (whole if number <= 1 else 1)
-    if not 0 < amount <= whole:
-        raise SettingError(f"budget {text}: {amount:g} is not above 0 and at most the whole, {whole:g}")
+    if not 0 < amount <= most * whole:
+        bound = f"the whole, {whole:g}" if most == 1 else f"{most} times the whole, {whole:g}"
+        raise SettingError(f"budget {text}: {amount:g} is not above 0 and at most {bound}")
     return amount

@@ -86,6 +86,7 @@ def methods(json_file: Path | None) -> None:
     from thrifty.kv import presets
     from thrifty.report import Column, Report
 
+    console.check_outputs(json_file, None, overwrite=False)
     rows = [
         {"system": system, "kind": kind, "name": name, "about": catalogue.about(system, kind, name)}
         for system in catalogue.SYSTEMS
@@ -116,6 +117,7 @@ def data_list(json_file: Path | None) -> None:
     from thrifty import data
     from thrifty.data_sets import SETS
 
+    console.check_outputs(json_file, None, overwrite=False)
     rows = []
     for name, one in SETS.items():
         state = "here" if data.is_here(name) else "not here"
@@ -131,6 +133,7 @@ def data_check(names: tuple[str, ...], json_file: Path | None) -> None:
     from thrifty import data
     from thrifty.data_sets import SETS
 
+    console.check_outputs(json_file, None, overwrite=False)
     rows = []
     for name in names or tuple(SETS):
         status = data.check(name)
@@ -151,6 +154,7 @@ def data_get(name: str, json_file: Path | None) -> None:
 
     from thrifty import data
 
+    console.check_outputs(json_file, None, overwrite=False)
     with Progress(transient=True) as progress:
         tasks: dict[str, Any] = {}
 

@@ -54,4 +54,5 @@ def test_a_header_names_columns_and_holds_no_numbers() -> None:
     assert looks_like_header(["source", "target", "1"])
     assert looks_like_header(["who", "whom", "how"])
     assert not looks_like_header(["1", "2", "-1"])
+    assert not looks_like_header(["anna", "ben", "\u22121"])
     assert not looks_like_header(["anna", "ben", "+"])

@@ -77,6 +77,32 @@ def test_predictions_keep_the_rows_and_the_names_of_the_pairs(thrifty, people: P
     assert table["probability"][0] == pytest.approx(one.probability(*pair)[0])
 
 
+@pytest.mark.parametrize("kind", ["csv", "parquet"])
+def test_no_pairs_are_predicted_as_a_table_without_rows(thrifty, model: Path, tmp_path: Path, kind: str) -> None:
+    (tmp_path / "pairs.csv").write_text("source,target\n")
+    words = (
+        "predict",
+        model,
+        tmp_path / "pairs.csv",
+        "-o",
+        tmp_path / f"signs.{kind}",
+        "--json",
+        tmp_path / "out.json",
+    )
+    status, _, error = thrifty(*words)
+    assert (status, error) == (0, "")
+    read_table = pl.read_csv if kind == "csv" else pl.read_parquet
+    assert read_table(tmp_path / f"signs.{kind}").columns == ["source", "target", "probability", "label"]
+    row = json.loads((tmp_path / "out.json").read_text())
+    assert (row["pairs"], row["predicted"], row["positive"]) == (0, 0, 0)
+
+
+def test_no_pairs_close_no_triangles(thrifty, trust: Path, tmp_path: Path) -> None:
+    (tmp_path / "pairs.csv").write_text("source,target\n")
+    assert thrifty("balance", trust, tmp_path / "pairs.csv", "-o", tmp_path / "out")[0] == 0
+    assert pl.read_parquet(tmp_path / "out" / "*.parquet").height == 0
+
+
 def test_a_folder_of_parquet_is_predicted_file_by_file(thrifty, model: Path, tmp_path: Path, planted) -> None:
     (tmp_path / "pairs").mkdir()
     frame = as_frame(edge_columns(planted)).select("source", "target")

@@ -61,6 +61,14 @@ def test_pandas_is_read_column_by_column() -> None:
     assert frame.rows() == [("a", "b", 1), ("b", "c", -1)]
 
 
+def test_what_pandas_does_not_have_is_nothing() -> None:
+    pandas = pytest.importorskip("pandas")
+    texts = pandas.array(["b", None], dtype="string")
+    signs = pandas.Series([1, pandas.NA], dtype=object)
+    frame = load(pandas.DataFrame({"u": ["a", "b"], "v": texts, "sign": signs}), Columns()).frame
+    assert frame.rows() == [("a", "b", 1), ("b", None, None)]
+
+
 def test_arrays_of_objects_are_columns_of_one_kind() -> None:
     def told(*values: object) -> list:
         return column_of(np.array(values, dtype=object)).to_list()
@@ -119,6 +127,10 @@ def test_an_unusable_origin_says_what_would_do(tmp_path: Path) -> None:
         (7, "cannot read edges from int"),
         (networkx.DiGraph(), "no edges"),
         (Data(edge_index=torch.tensor([[0], [1]])), "has no signs"),
+        (Data(x=torch.ones(3, 1)), r"has no edge_index; give it one of shape \[2, edges\]"),
+        (Data(edge_index=torch.ones(3, 4)), r"an edge_index of shape \[3, 4\]; give it one of shape"),
+        (FRAME.with_columns(src=pl.concat_list("src")), r"the source in column 'src' is List\(Int64\); give one value"),
+        (networkx.DiGraph([(1, "1")]), "several nodes of the NetworkX graph are written '1'"),
         (FRAME.head(0), "no rows"),
     ]:
         with pytest.raises(DataError, match=told):

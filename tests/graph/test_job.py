@@ -10,7 +10,7 @@ from thrifty.graph.job import GraphJob
 from thrifty.graph.signed import SignedGraph
 
 
-@pytest.mark.parametrize(("keep", "limit"), [("110%", 1.1), ("50%", 0.5), ("0.5", 50.0)])
+@pytest.mark.parametrize(("keep", "limit"), [("110%", 1.1), ("50%", 0.5), ("0.5", 0.5), ("1", 1.0), ("9900%", 99.0)])
 def test_a_budget_is_a_share_or_a_number(graph: SignedGraph, keep: str, limit: float) -> None:
     assert GraphJob.of(graph, keep).budget.limit == int(limit * graph.num_edges)
 
@@ -23,6 +23,11 @@ def test_a_number_of_edges_is_one(graph: SignedGraph) -> None:
 def test_a_budget_that_cannot_be_is_refused(graph: SignedGraph, keep: str) -> None:
     with pytest.raises(SettingError, match="budget"):
         GraphJob.of(graph, keep)
+
+
+def test_a_budget_of_nothing_is_refused_with_the_number_of_edges(graph: SignedGraph) -> None:
+    with pytest.raises(SettingError, match=f"0 is not above 0 and at most 100 times the whole, {graph.num_edges}$"):
+        GraphJob.of(graph, "0")
 
 
 def test_one_sign_is_refused(graph: SignedGraph) -> None:

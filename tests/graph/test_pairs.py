@@ -55,6 +55,14 @@ def test_numbers_of_nodes_of_no_ids() -> None:
     assert node_numbers(pl.Series([], dtype=pl.String), TEXTS).tolist() == []
 
 
+def test_no_pairs_are_no_error(tmp_path: Path) -> None:
+    (tmp_path / "pairs.csv").write_text("source,target\n\n")
+    for origin in (tmp_path / "pairs.csv", pl.DataFrame({"source": [], "target": []})):
+        for names in (NUMBERS, TEXTS):
+            pairs = read_pairs(origin, names)
+            assert (pairs.num_pairs, len(pairs.source_id), len(pairs.is_known)) == (0, 0, 0)
+
+
 def test_pairs_need_two_columns() -> None:
     with pytest.raises(DataError, match="no column for the target"):
         read_pairs(pl.DataFrame({"source": [1]}), NUMBERS)

@@ -3,6 +3,7 @@
 import gzip
 from pathlib import Path
 
+import networkx
 import numpy as np
 import polars as pl
 import pytest
@@ -89,6 +90,12 @@ def test_a_threshold_parts_ratings(tmp_path: Path) -> None:
     assert any("above 3 is positive" in note for note in reading.notes)
 
 
+def test_a_threshold_that_has_no_effect_is_told(tmp_path: Path) -> None:
+    told = "threshold: 0.5 is not used, as the edges have signs"
+    assert any(told in note for note in read_lines(tmp_path, HEADER + "a,b,1\na,c,-1\n", Policies(threshold=0.5)).notes)
+    assert not any("threshold" in note for note in read_lines(tmp_path, HEADER + "a,b,1\na,c,-1\n").notes[:-1])
+
+
 def test_signs_of_one_kind_are_read_and_told(tmp_path: Path) -> None:
     assert any("no sign can be learnt" in note for note in read_lines(tmp_path, HEADER + "a,b,1\nb,c,1\n").notes)
     hint = read_lines(tmp_path, "u,v,label\na,b,1\nb,c,0\n").notes
@@ -117,6 +124,13 @@ def test_nodes_without_an_edge_that_stays_are_left_out(tmp_path: Path) -> None:
 def test_an_unusable_file_says_why(tmp_path: Path, lines: str, policies: Policies | None, told: str) -> None:
     with pytest.raises(DataError, match=told):
         read_lines(tmp_path, lines, policies)
+
+
+def test_nodes_of_networkx_with_numbers_of_more_than_64_bits_are_kept() -> None:
+    graph = networkx.DiGraph()
+    graph.add_edge(2**70, 1, sign=1)
+    graph.add_edge(2**70, 2, sign=-1)
+    assert edges(read(graph).graph) == {(str(2**70), "1", 1), (str(2**70), "2", -1)}
 
 
 def test_odd_signs_can_be_left_out(tmp_path: Path) -> None:

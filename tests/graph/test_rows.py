@@ -11,6 +11,7 @@ from thrifty.graph.rows import counted, number_of, parse, tidy, time_of, whole_n
 def test_signs_are_numbers_or_words() -> None:
     column = pl.Series(["1", " -1", "+1", "+", "-", "Positive", "oppose", "abstain", "nan", "huh", None])
     assert number_of(column).to_list() == [1, -1, 1, 1, -1, 1, -1, 0, None, None, None]
+    assert number_of(pl.Series(["\u22121", "\u2212", "\u2013 1", " \u20132.5"])).to_list() == [-1, -1, None, -2.5]
     assert number_of(pl.Series([True, False])).to_list() == [1, -1]
 
 
@@ -28,6 +29,12 @@ def test_ids_that_are_other_texts_stay_other_ids() -> None:
 
 def test_whole_floats_are_ids_without_a_point() -> None:
     assert tidy(pl.Series([1.0, 2.0, float("nan")], strict=False)).to_list() == [1, 2, None]
+
+
+def test_whole_numbers_of_more_than_64_bits_are_texts() -> None:
+    assert tidy(pl.Series([2**70, 1, None])).to_list() == ["1180591620717411303424", "1", None]
+    assert tidy(pl.Series([2**63, 1])).to_list() == ["9223372036854775808", "1"]
+    assert tidy(pl.Series([7, None], dtype=pl.UInt64)).dtype == pl.Int64
 
 
 def table(**columns: list) -> EdgeTable:

@@ -19,6 +19,8 @@ USUAL_NAMES = {
 """What each column is often called, in lower case, letters and digits only; the first name is the best."""
 
 SIGNS_IN_WORDS = ("+", "-", "positive", "negative", "pos", "neg")
+DASHES = ("\u2212", "\u2013")
+"""What programs for texts put in place of a hyphen before a number: a minus sign or an en dash."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +73,7 @@ def looks_like_header(fields_of_line: Sequence[str]) -> bool:
     """Whether a line holds the usual name of a source or a target, or neither a number nor a sign."""
     if any(_usual(fields_of_line, name) is not None for name in ("source", "target")):
         return True
-    return not any(_is_number(text) or text.lower() in SIGNS_IN_WORDS for text in fields_of_line)
+    return not any(_is_number(text) or text.lower() in SIGNS_IN_WORDS for text in map(_with_hyphen, fields_of_line))
 
 
 def _told(names: Sequence[str], wanted: str, what: str, origin: str) -> int:
@@ -86,6 +88,11 @@ def _told(names: Sequence[str], wanted: str, what: str, origin: str) -> int:
 def _usual(names: Sequence[str], what: str) -> int | None:
     plain = [re.sub(r"[^a-z0-9]", "", name.lower()) for name in names]
     return next((plain.index(name) for name in USUAL_NAMES[what].split() if name in plain), None)
+
+
+def _with_hyphen(text: str) -> str:
+    """A text whose minus sign or en dash at the start is a hyphen, as numbers have it here."""
+    return "-" + text[1:] if text.startswith(DASHES) else text
 
 
 def _is_number(text: str) -> bool:

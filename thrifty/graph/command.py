@@ -23,6 +23,7 @@ OUTPUT = click.option("-o", "--output", required=True, type=click.Path(path_type
 FORCE = click.option("--overwrite", is_flag=True, help="Replace the file where it is there already.")
 METHOD = click.option("--augment", "method", help="Augment the training edges first, by a method such as sga.")
 CURRICULUM = click.option("--curriculum", is_flag=True, help="Train from easy to hard (scorers with epochs).")
+COUNT = click.IntRange(min=1)
 _SHOWN = 15
 
 
@@ -101,7 +102,11 @@ def fit(edges: str | None, output: Path, overwrite: bool, json_file: Path | None
 @click.option("--source", help="Column of the sources.")
 @click.option("--target", help="Column of the targets.")
 @click.option(
-    "--workers", default=1, show_default=True, help="Processes; PAIRS and output are then folders of Parquet."
+    "--workers",
+    default=1,
+    show_default=True,
+    type=COUNT,
+    help="Processes; PAIRS and output are then folders of Parquet.",
 )
 def predict(
     model: Path, pairs: str, output: Path, overwrite: bool, json_file: Path | None, workers: int, **options: Any
@@ -143,8 +148,10 @@ def predict(
 @click.argument("edges")
 @click.argument("pairs", type=click.Path(path_type=Path))
 @click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="The folder to write.")
-@click.option("--workers", default=1, show_default=True, help="Processes that share the files.")
-@click.option("--shards", type=int, help="Files to cut PAIRS into, where it is no folder of them. Default: at most 8.")
+@click.option("--workers", default=1, show_default=True, type=COUNT, help="Processes that share the files.")
+@click.option(
+    "--shards", type=COUNT, help="Files to cut PAIRS into, where it is no folder of them. Default: at most 8."
+)
 @FORCE
 @console.JSON
 @reading_options
@@ -186,7 +193,7 @@ def balance(
 @click.argument("model", type=click.Path(path_type=Path))
 @EDGES
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Write all edges, ranked, to this table.")
-@click.option("--most", default=_SHOWN, show_default=True, help="How many edges to show.")
+@click.option("--most", default=_SHOWN, show_default=True, type=COUNT, help="How many edges to show.")
 @FORCE
 @console.JSON
 @reading_options
@@ -219,7 +226,7 @@ def audit(
     found = audit_edges(one, asked)
     if output is not None:
         write_table(output, found.columns(), overwrite)
-    shown = found.columns(max(most, 1))
+    shown = found.columns(most)
     told = {name: values.astype(str) if name in ("source", "target") else values for name, values in shown.items()}
     rows = [dict(zip(told, values, strict=True)) for values in zip(*(v.tolist() for v in told.values()), strict=True)]
     columns = [Column("source", "source"), Column("target", "target"), Column("sign", "sign", "+d")]
@@ -268,9 +275,11 @@ def augment(
     check_output(deleted, overwrite)
     if save_plan is not None:
         check_new(save_plan, overwrite)
-    files = [path.resolve() for path in (output, deleted, save_plan) if path is not None]
+    files = [path.resolve() for path in (output, deleted, save_plan, json_file) if path is not None]
     if len(set(files)) < len(files):
-        raise OutputError("the edges, the deleted edges and the plan need a file each; two of them have the same name")
+        raise OutputError(
+            "the edges, the deleted edges, the plan and the JSON need a file each; two have the same name"
+        )
     method = _chosen("methods", options["method"], console.pairs_of(options["pairs"]))
     read = _read(edges, options)
     with progress.shown() as track:
@@ -300,8 +309,10 @@ def augment(
 @graph.command()
 @EDGES
 @click.option("--split", default="random", show_default=True, help="random, sga (all five), sga:K, temporal or cold.")
-@click.option("--splits", "num_splits", default=5, show_default=True, help="How many random or cold splits.")
-@click.option("--seeds", default=1, show_default=True, help="Seeds of the scorer on every split.")
+@click.option(
+    "--splits", "num_splits", default=5, show_default=True, type=COUNT, help="How many random or cold splits."
+)
+@click.option("--seeds", default=1, show_default=True, type=COUNT, help="Seeds of the scorer on every split.")
 @SCORER
 @click.option("--also", multiple=True, metavar="SCORER[:FIELD=VALUE,...]", help="Another scorer in the same run.")
 @METHOD

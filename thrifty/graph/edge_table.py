@@ -1,5 +1,6 @@
 """One table of edges, with the columns source, target, sign or rating, weight and time, from whatever holds it."""
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -37,7 +38,8 @@ class EdgeTable:
 def load(origin: Any, columns: Columns, needs_sign: bool = True) -> EdgeTable:
     """Return the rows of a file, a folder of Parquet, a table of polars or pandas, a NetworkX graph, or PyG `Data`.
 
-    Raises `DataError` where there is no such thing, it is unusable, or it lacks a column.
+    Without `needs_sign` there may be no rows. Raises `DataError` where there is no such thing, it is unusable, or it
+    lacks a column.
     """
     if isinstance(origin, str | Path):
         return _of_path(Path(origin).expanduser(), columns, needs_sign)
@@ -46,7 +48,7 @@ def load(origin: Any, columns: Columns, needs_sign: bool = True) -> EdgeTable:
         return _named(origin.lazy(), "the table", columns, needs_sign)
     if library == "pandas":
         # Column by column through numpy: polars would need pyarrow for the whole.
-        parts = {str(name): column_of(origin[name].to_numpy()) for name in origin.columns}
+        parts = {str(name): _of_pandas(origin[name]) for name in origin.columns}
         return _named(pl.LazyFrame(parts), "the table", columns, needs_sign)
     if hasattr(origin, "edge_index"):
         return _named(_of_tensors(origin, needs_sign), "the Data", columns, needs_sign)
@@ -66,6 +68,14 @@ def column_of(values: np.ndarray) -> pl.Series:
     if any(isinstance(value, str) for value in known):
         return pl.Series([None if value is None else str(value) for value in known], dtype=pl.String)
     return pl.Series(known, strict=False)
+
+
+def _of_pandas(column: Any) -> pl.Series:
+    values = column.to_numpy()
+    if values.dtype == object:
+        values = values.copy()
+        values[np.asarray(column.isna())] = None  # pandas' NA has no truth value: comparing it would be an error
+    return column_of(values)
 
 
 def _of_path(path: Path, columns: Columns, needs_sign: bool) -> EdgeTable:
@@ -113,7 +123,7 @@ def _of_text(path: Path, columns: Columns, needs_sign: bool) -> EdgeTable:
     # A row is blank where every field is, also those that are not picked.
     blank = pl.all_horizontal(pl.all().is_null())
     frame = text.frame.select(**picked, **{EXTRA: pl.col(EXTRA)}, blank=blank)
-    if not frame.height or bool(frame["blank"].all()):
+    if needs_sign and bool(frame["blank"].all()):
         raise DataError(f"{path} has a header and no rows; give a table with at least one edge")
     return EdgeTable(frame, str(path), [*text.notes, *found.notes], text.lines_of)
 
@@ -144,14 +154,23 @@ def _named(frame: pl.LazyFrame, origin: str, columns: Columns, needs_sign: bool)
     names = frame.collect_schema().names()
     found = find_columns(names, columns, origin, needs_sign)
     table = frame.select(**{what: pl.col(names[place]) for what, place in found.places.items()}).collect()
-    if not table.height:
+    for what, kind in table.schema.items():
+        if kind.is_nested():
+            raise DataError(
+                f"{origin}: the {what} in column {names[found.places[what]]!r} is {kind}; give one value a row"
+            )
+    if needs_sign and not table.height:
         raise DataError(f"{origin} has no rows; give a table with at least one edge")
     return EdgeTable(table, origin, list(found.notes))
 
 
 def _of_tensors(data: Any, needs_sign: bool) -> pl.LazyFrame:
     """The edges of PyG `Data`: `edge_index`, and `edge_sign`, `edge_attr` (its first column), or `edge_weight`."""
-    source, target = np.asarray(data.edge_index.cpu())
+    ends = data.edge_index
+    if ends is None or ends.ndim != 2 or len(ends) != 2:
+        found = "no edge_index" if ends is None else f"an edge_index of shape {list(ends.shape)}"
+        raise DataError(f"the Data has {found}; give it one of shape [2, edges]")
+    source, target = np.asarray(ends.cpu())
     parts = {"source": source, "target": target}
     names = {"edge_sign": "sign", "edge_label": "sign", "edge_attr": "rating", "edge_weight": "weight"}
     for name, what in {**names, "edge_time": "time", "time": "time", "t": "time"}.items():
@@ -180,7 +199,11 @@ def _of_networkx(graph: Any, columns: Columns, needs_sign: bool) -> EdgeTable:
     if clash:
         raise DataError(f"edges of the NetworkX graph have an attribute {clash.pop()!r}; rename it")
     ends = [[edge[side] for edge in edges] for side in (0, 1)]
-    is_numbered = all(isinstance(node, int | np.integer) for side in ends for node in side)
+    nodes = {node for side in ends for node in side}
+    is_numbered = all(isinstance(node, int | np.integer) for node in nodes)
+    if not is_numbered and len({str(node) for node in nodes}) < len(nodes):
+        same = next(text for text, num in Counter(map(str, nodes)).items() if num > 1)
+        raise DataError(f"several nodes of the NetworkX graph are written {same!r}; give each a name of its own")
     sides = [pl.Series([node if is_numbered else str(node) for node in side]) for side in ends]
     parts = {"source": sides[0], "target": sides[1]}
     for name in names:

@@ -22,15 +22,11 @@ class GraphJob:
 
     @staticmethod
     def of(graph: SignedGraph, keep: str = "200%", seed: int = 0, track: Track = silent) -> "GraphJob":
-        """A job for `graph`. `keep` is the most edges there may be afterwards: a share of those there are (`110%`), or
-        a number (`30000`). Raises `SettingError` for anything else, `DataError` where all signs are equal."""
+        """A job for `graph`. `keep` is the most edges there may be afterwards: a share of those there are (`110%`,
+        or `0.5` for half), or a number (`30000`). Raises `SettingError` for anything else, `DataError` where all signs
+        are equal."""
         need_both_signs(graph)
-        try:
-            share = float(keep[:-1]) / 100 if keep.endswith("%") else None
-        except ValueError:
-            raise SettingError(f"budget {keep}: use a share such as 110%, or a number of edges such as 30000") from None
-        whole = _WIDEST * graph.num_edges
-        limit = read_amount(keep, whole) if share is None else share * graph.num_edges
-        if not 1 <= limit <= whole:
-            raise SettingError(f"budget {keep}: {limit:g} edges are not between 1 and {whole:,}; ask for 50% to 200%")
+        limit = read_amount(keep, graph.num_edges, most=_WIDEST)
+        if limit < 1:
+            raise SettingError(f"budget {keep}: {limit:g} edges are less than 1; ask for 50% to 200%")
         return GraphJob(graph, Budget(cost.num_edges, int(limit), "edges"), seed, track)

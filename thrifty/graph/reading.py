@@ -157,6 +157,8 @@ def _with_sign(
         if policies.zeros != "drop":
             value = np.where(zeros, 1.0 if policies.zeros == "positive" else -1.0, value)
             zeros[:] = False
+    if policies.threshold and not rows.is_rating:
+        notes.append(f"threshold: {policies.threshold:g} is not used, as the edges have signs; it parts ratings")
     if rows.is_rating:
         notes.append(f"rating: above {policies.threshold:g} is positive, below it negative, at it zero")
     chosen &= ~(odd | loops | zeros)

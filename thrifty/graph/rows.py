@@ -6,12 +6,13 @@ import numpy as np
 import polars as pl
 from jaxtyping import Float64
 
+from thrifty.graph.columns import DASHES
 from thrifty.graph.edge_table import EdgeTable
 from thrifty.graph.policies import Policies
 from thrifty.graph.text_table import EXTRA
 
 POSITIVE_WORDS = "+ positive pos true yes trust support friend approve for like"
-NEGATIVE_WORDS = "- − – negative neg false no distrust oppose foe reject against dislike"
+NEGATIVE_WORDS = "- negative neg false no distrust oppose foe reject against dislike"
 NEUTRAL_WORDS = "neutral none abstain"
 WORDS = {
     **dict.fromkeys(POSITIVE_WORDS.split(), 1.0),
@@ -19,7 +20,6 @@ WORDS = {
     **dict.fromkeys(NEUTRAL_WORDS.split(), 0.0),
 }
 """Signs that are told in words."""
-
 MOSTLY = 0.95
 """Ids are whole numbers where at least this share of the rows says so."""
 
@@ -102,7 +102,7 @@ def number_of(column: pl.Series) -> pl.Series:
     values = column.cast(pl.Float64, strict=False)
     unread = values.is_null() & column.is_not_null()
     if unread.any():
-        texts = column.filter(unread).str.strip_chars().str.to_lowercase()
+        texts = column.filter(unread).str.strip_chars().str.to_lowercase().str.replace(f"^[{''.join(DASHES)}]", "-")
         words = texts.replace_strict(WORDS, default=None, return_dtype=pl.Float64)
         values = values.scatter(unread.arg_true(), words.fill_null(texts.cast(pl.Float64, strict=False)))
     return values.set(values.is_nan() | values.is_infinite(), None)
@@ -126,7 +126,8 @@ def time_of(column: pl.Series) -> pl.Series:
 def tidy(column: pl.Series) -> pl.Series:
     """A column of ids as whole numbers or texts without white space around them; null where there is none."""
     if column.dtype.is_integer():
-        return column.cast(pl.Int64, strict=False) if column.dtype != pl.UInt64 else column
+        numbers = column.cast(pl.Int64, strict=False)
+        return numbers if numbers.null_count() == column.null_count() else column.cast(pl.String)
     if column.dtype.is_float():
         numbers = column.cast(pl.Int64, strict=False)
         is_whole = (numbers.cast(pl.Float64) == column) | column.is_null() | column.is_nan()

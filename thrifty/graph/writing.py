@@ -67,7 +67,7 @@ def edge_columns(graph: SignedGraph) -> dict[str, np.ndarray]:
 
 
 def _holds_numbers(values: np.ndarray) -> bool:
-    return all(value is None or isinstance(value, int) for value in values.tolist())
+    return len(values) > 0 and all(value is None or isinstance(value, int) for value in values.tolist())
 
 
 def _as_text(frame: pl.DataFrame, kind: str) -> str:
