@@ -80,8 +80,8 @@ class CompressedLayer(CacheLayerMixin):
         self.batch_size = key_states.shape[0]
         self.is_initialized = True
 
-    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        """Hand the new keys and values [rows, heads, new, d] on to the attention function, marked with this layer."""
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Any, Tensor]:
+        """Hand the new keys and values [rows, heads, new, d] on to thrifty's attention; no other can read the keys."""
         if self._is_waiting:
             raise ModelError(
                 "the last keys were stored in a compressed cache but never attended: the model's attention is not "
@@ -95,8 +95,7 @@ class CompressedLayer(CacheLayerMixin):
                 )
             self.lazy_initialization(key_states, value_states)
         self._is_waiting = True
-        attention.mark(key_states, self)
-        return key_states, value_states
+        return attention.NewKeys(key_states, self), value_states
 
     def attend(
         self,
