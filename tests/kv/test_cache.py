@@ -287,6 +287,26 @@ def test_a_model_that_its_user_prepared_attends(llama: PreTrainedModel) -> None:
     assert torch.allclose(llama(ids, past_key_values=cache).logits, llama(ids).logits, atol=1e-5)
 
 
+@torch.no_grad()
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        ({"head_dim": 32}, "holds 2 heads of 64 channels, the model was called with 2 of 32; use a cache with"),
+        ({"num_key_value_heads": 4}, "holds 2 heads of 64 channels, the model was called with 4 of 64; use a cache"),
+        ({"num_hidden_layers": 3}, "made for a model of 2 layers, this one has more; make the cache with"),
+    ],
+    ids=str,
+)
+def test_a_model_of_another_shape_is_refused(
+    change: dict[str, int], complaint: str, llama: PreTrainedModel, tiny: Callable[..., PreTrainedModel]
+) -> None:
+    cache, other = CompressedCache.of(llama, ATC), tiny(**change)
+    attention.prepare(other)
+    llama(torch.randint(2, 300, (1, 20)), past_key_values=cache)
+    with pytest.raises(ModelError, match=complaint):
+        other(torch.randint(2, 300, (1, 1)), past_key_values=cache)
+
+
 def test_another_number_of_rows_is_refused(llama: PreTrainedModel) -> None:
     cache = CompressedCache.of(llama, ATC)
     llama(torch.randint(2, 300, (2, 20)), past_key_values=cache)
