@@ -49,19 +49,29 @@ class NewKeys:
 
 def prepare(model: PreTrainedModel) -> None:
     """Let `model` attend through thrifty. Raises `ModelError` where its code does not allow that."""
-    if model.config.is_encoder_decoder:
-        raise ModelError(f"{type(model).__name__} is an encoder-decoder; give a causal language model")
-    if not (model._supports_sdpa and model._supports_attention_backend):
-        raise ModelError(
-            f"{type(model).__name__} needs an attention of its own (soft caps, learned sinks or the like); "
-            "a compressed cache supports plain scaled dot product attention"
-        )
+    check(model)
     AttentionInterface.register(NAME, attend)
     AttentionMaskInterface.register(NAME, sdpa_mask)
     if model.config._attn_implementation != NAME:
         if not model._can_set_attn_implementation():
             raise ModelError(f"{type(model).__name__} does not let its attention be exchanged; use another model")
         model.set_attn_implementation(NAME)
+
+
+def check(model: PreTrainedModel) -> None:
+    """Raise `ModelError` where the attention of `model` is none that a compressed cache supports."""
+    if model.config.is_encoder_decoder:
+        raise ModelError(f"{type(model).__name__} is an encoder-decoder; give a causal language model")
+    is_causal = [module.is_causal for module in model.modules() if hasattr(module, "is_causal")]
+    if is_causal and not any(is_causal):
+        raise ModelError(
+            f"{type(model).__name__} attends to later tokens, as encoders do; give a causal language model"
+        )
+    if not (model._supports_sdpa and model._supports_attention_backend):
+        raise ModelError(
+            f"{type(model).__name__} needs an attention of its own (soft caps, learned sinks or the like); "
+            "a compressed cache supports plain scaled dot product attention"
+        )
 
 
 def attend(
