@@ -43,6 +43,14 @@ def test_a_plan_for_another_model_is_refused(llama, tiny):
             apply(Uniform().plan(KvJob.of(other, Hack())), job)
 
 
+def test_a_plan_for_a_model_of_more_layers_is_refused(llama, tiny):
+    plan = Uniform().plan(KvJob.of(tiny(num_hidden_layers=3), Hack()))
+    with pytest.raises(
+        SettingError, match=r"names layers\.2\.k, which this model of 2 layers does not have; use a plan"
+    ):
+        apply(plan, KvJob.of(llama, Hack()))
+
+
 def test_unequal_heads_in_a_layer_are_held_by_head(llama):
     job = KvJob.of(llama, Hack())
     keep = {**Uniform().plan(job).keep, "layers.1.k": torch.tensor([2, 4])}

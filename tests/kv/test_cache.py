@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from thrifty.errors import ModelError, SettingError
-from thrifty.kv import dense
+from thrifty.kv import attention, dense
 from thrifty.kv.blocks import Blocks, Codec, HeadShape, encode, restore
 from thrifty.kv.cache import CompressedCache, CompressedLayer
 from thrifty.kv.codecs.hack import Hack
@@ -258,11 +258,53 @@ def test_keys_that_are_stored_twice_without_being_attended_are_refused() -> None
         layer.update(k, v)
 
 
-def test_a_model_that_was_not_prepared_is_refused_at_the_second_call(llama: PreTrainedModel) -> None:
+@torch.no_grad()
+@pytest.mark.parametrize("held", [0, 20])
+@pytest.mark.parametrize("implementation", ["sdpa", "eager", "another model"])
+def test_a_model_that_attends_without_thrifty_is_refused_at_once(
+    held: int, implementation: str, llama: PreTrainedModel, tiny: Callable[..., PreTrainedModel]
+) -> None:
+    cache = CompressedCache.of(llama, ATC)
+    if held:
+        llama(torch.randint(2, 300, (1, held)), past_key_values=cache)
+    other = tiny() if implementation == "another model" else llama
+    if other is llama:
+        llama.set_attn_implementation(implementation)
+    with pytest.raises(ModelError, match=r"attention is not 'thrifty'.*CompressedCache.of\(model, codec\)"):
+        other(torch.randint(2, 300, (1, 1)), past_key_values=cache)
+
+
+def test_a_model_that_was_not_prepared_is_refused_at_the_first_call(llama: PreTrainedModel) -> None:
     cache = CompressedCache.of(llama, ATC, prepare=False)
+    with pytest.raises(ModelError, match="attention is not 'thrifty'"):
+        llama(torch.randint(2, 300, (1, 20)), past_key_values=cache)
+
+
+def test_a_model_that_its_user_prepared_attends(llama: PreTrainedModel) -> None:
+    cache = CompressedCache.of(llama, Plain(), prepare=False)
+    attention.prepare(llama)
     ids = torch.randint(2, 300, (1, 20))
-    with pytest.raises(ModelError, match="never attended"):
-        llama.generate(ids, past_key_values=cache, max_new_tokens=3)
+    assert torch.allclose(llama(ids, past_key_values=cache).logits, llama(ids).logits, atol=1e-5)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        ({"head_dim": 32}, "holds 2 heads of 64 channels, the model was called with 2 of 32; use a cache with"),
+        ({"num_key_value_heads": 4}, "holds 2 heads of 64 channels, the model was called with 4 of 64; use a cache"),
+        ({"num_hidden_layers": 3}, "made for a model of 2 layers, this one has more; make the cache with"),
+    ],
+    ids=str,
+)
+def test_a_model_of_another_shape_is_refused(
+    change: dict[str, int], complaint: str, llama: PreTrainedModel, tiny: Callable[..., PreTrainedModel]
+) -> None:
+    cache, other = CompressedCache.of(llama, ATC), tiny(**change)
+    attention.prepare(other)
+    llama(torch.randint(2, 300, (1, 20)), past_key_values=cache)
+    with pytest.raises(ModelError, match=complaint):
+        other(torch.randint(2, 300, (1, 1)), past_key_values=cache)
 
 
 def test_another_number_of_rows_is_refused(llama: PreTrainedModel) -> None:

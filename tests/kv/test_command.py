@@ -68,6 +68,14 @@ def test_codecs_that_wrap_others_are_measured_like_any(thrifty: Thrifty) -> None
     assert row["ppl_ratio"] > 0
 
 
+def test_passkeys_without_room_are_refused_before_anything_is_measured(
+    thrifty: Thrifty, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("thrifty.kv.compare.entry", lambda *given: pytest.fail("a plan was made first"))
+    with pytest.raises(SettingError, match="5 tokens has no room; use"):
+        thrifty("--passkey-tokens", 5)
+
+
 def test_a_setting_goes_to_the_one_that_has_it() -> None:
     codec, method = command._kv_choices("hack", "uniform", ("k_bits=4", "skip_layers=0,1"))
     assert codec.k_bits == 4

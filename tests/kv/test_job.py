@@ -1,8 +1,9 @@
 """Jobs: a model, a codec, a budget."""
 
 import pytest
+from transformers import BertConfig, BertLMHeadModel
 
-from thrifty.errors import SettingError
+from thrifty.errors import ModelError, SettingError
 from thrifty.kv.codecs.hack import Hack
 from thrifty.kv.job import KvJob
 
@@ -17,6 +18,11 @@ def test_a_job_reads_the_shape_of_the_model_and_the_share_of_its_cache(llama):
 def test_a_budget_of_more_than_the_whole_is_refused(llama):
     with pytest.raises(SettingError, match="150%"):
         KvJob.of(llama, Hack(), keep="150%")
+
+
+def test_an_encoder_is_refused_as_such_whatever_its_heads(tiny):
+    with pytest.raises(ModelError, match="BertLMHeadModel attends to later tokens, as encoders do; give a causal"):
+        KvJob.of(BertLMHeadModel(BertConfig(hidden_size=48, num_attention_heads=4, num_hidden_layers=1)), Hack())
 
 
 def test_heads_that_the_codec_cannot_hold_are_refused_before_anything_runs(tiny):

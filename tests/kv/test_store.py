@@ -40,6 +40,12 @@ def test_a_loaded_cache_goes_on_bit_for_bit(llama, codec, tmp_path):
     assert torch.equal(goes_on(llama, loaded, mask), goes_on(llama, cache, mask))
 
 
+def test_a_path_may_be_a_text(llama, tmp_path):
+    path = str(tmp_path / "cache.safetensors")
+    store.save(CompressedCache.of(llama, Plain()), llama, path)
+    assert store.load(CompressedCache.of(llama, Plain()), llama, path).get_seq_length() == 0
+
+
 def test_sliding_window_layers_come_back_too(tiny, tmp_path):
     model = tiny(
         "Qwen3", use_sliding_window=True, sliding_window=32, layer_types=["sliding_attention", "full_attention"]

@@ -15,6 +15,12 @@ def apply(plan: Plan, job: KvJob, prefill: Prefill = "exact") -> CompressedCache
 
     Raises `SettingError` where the plan is for another model, or leaves only some heads of a layer in 16 bits.
     """
+    known = {job.part(layer, side) for layer in range(job.num_layers) for side in ("k", "v")}
+    if unknown := sorted(plan.keep.keys() - known):
+        raise SettingError(
+            f"the plan names {unknown[0]}, which this model of {job.num_layers} layers does not have; "
+            "use a plan that was made for this model"
+        )
     codecs: list[Codec | None] = []
     for layer in range(job.num_layers):
         k_bits, v_bits = (_bits(plan, job, layer, side) for side in ("k", "v"))

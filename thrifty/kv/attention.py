@@ -1,10 +1,11 @@
 """The attention function that transformers calls; it attends on codes where the keys came from a compressed cache.
 
 The keys that a `CompressedLayer` returns carry the layer itself, so nothing is global and two models in one process
-cannot disturb each other. Without such keys the function is PyTorch's scaled dot product attention.
+cannot disturb each other; no other function can read them. Without such keys the function is PyTorch's scaled dot
+product attention.
 """
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
 from jaxtyping import Bool
@@ -19,19 +20,36 @@ if TYPE_CHECKING:
     from thrifty.kv.cache import CompressedLayer
 
 NAME = "thrifty"
-_LAYER = "_thrifty_layer"
 _REAL = "_thrifty_real"
+
+
+class NewKeys:
+    """New keys on their way from `layer` to `attend`, which alone knows of the tokens that `layer` holds already.
+
+    Another attention function would see `new` and nothing before. So this is no tensor: reading an attribute, taking a
+    part, or giving it to a function of PyTorch is a `ModelError`.
+    """
+
+    def __init__(self, new: Tensor, layer: "CompressedLayer") -> None:
+        self.new, self.layer = new, layer
+
+    def __getattr__(self, name: str) -> NoReturn:
+        """`k.shape`, `k.transpose(...)`: refused."""
+        _refuse_other_attention()
+
+    def __getitem__(self, index: Any) -> NoReturn:
+        """`k[:, :, None]`: refused."""
+        _refuse_other_attention()
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> NoReturn:
+        """`torch.matmul(q, k)`: refused."""
+        _refuse_other_attention()
 
 
 def prepare(model: PreTrainedModel) -> None:
     """Let `model` attend through thrifty. Raises `ModelError` where its code does not allow that."""
-    if model.config.is_encoder_decoder:
-        raise ModelError(f"{type(model).__name__} is an encoder-decoder; give a causal language model")
-    if not (model._supports_sdpa and model._supports_attention_backend):
-        raise ModelError(
-            f"{type(model).__name__} needs an attention of its own (soft caps, learned sinks or the like); "
-            "a compressed cache supports plain scaled dot product attention"
-        )
+    check(model)
     AttentionInterface.register(NAME, attend)
     AttentionMaskInterface.register(NAME, sdpa_mask)
     if model.config._attn_implementation != NAME:
@@ -40,15 +58,26 @@ def prepare(model: PreTrainedModel) -> None:
         model.set_attn_implementation(NAME)
 
 
-def mark(k: Tensor, layer: "CompressedLayer") -> None:
-    """Note on new keys which layer they belong to."""
-    setattr(k, _LAYER, layer)
+def check(model: PreTrainedModel) -> None:
+    """Raise `ModelError` where the attention of `model` is none that a compressed cache supports."""
+    if model.config.is_encoder_decoder:
+        raise ModelError(f"{type(model).__name__} is an encoder-decoder; give a causal language model")
+    is_causal = [module.is_causal for module in model.modules() if hasattr(module, "is_causal")]
+    if is_causal and not any(is_causal):
+        raise ModelError(
+            f"{type(model).__name__} attends to later tokens, as encoders do; give a causal language model"
+        )
+    if not (model._supports_sdpa and model._supports_attention_backend):
+        raise ModelError(
+            f"{type(model).__name__} needs an attention of its own (soft caps, learned sinks or the like); "
+            "a compressed cache supports plain scaled dot product attention"
+        )
 
 
 def attend(
     module: torch.nn.Module,
     query: Tensor,
-    key: Tensor,
+    key: Tensor | NewKeys,
     value: Tensor,
     attention_mask: Tensor | None,
     scaling: float | None = None,
@@ -56,15 +85,15 @@ def attend(
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """transformers' attention interface: query [rows, q_heads, new, d] to (output [rows, new, q_heads, d], None)."""
-    layer: CompressedLayer | None = getattr(key, _LAYER, None)
-    if layer is None:
+    if not isinstance(key, NewKeys):
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
         )
     _refuse_unsupported(module, query, value, dropout, kwargs)
+    layer = key.layer
     real = real_tokens(attention_mask, layer, query.shape[2])
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    mixed = layer.attend(query, key, value, real, scale)
+    mixed = layer.attend(query, key.new, value, real, scale)
     return mixed.transpose(1, 2).contiguous(), None
 
 
@@ -102,6 +131,13 @@ def _padding_of(mask: Tensor) -> Bool[Tensor, "rows positions"]:
     if queries > 1 and not torch.equal(mask[:, 0], causal & padding[:, None]):
         raise ModelError("a compressed cache supports causal masks with padding only; this one hides other tokens")
     return padding
+
+
+def _refuse_other_attention() -> NoReturn:
+    raise ModelError(
+        f"a compressed cache was given to a model whose attention is not '{NAME}'; "
+        "make the cache with CompressedCache.of(model, codec) for the model that uses it"
+    )
 
 
 def _refuse_unsupported(module: torch.nn.Module, query: Tensor, value: Tensor, dropout: float, kwargs: dict) -> None:

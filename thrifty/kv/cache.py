@@ -59,6 +59,7 @@ class CompressedLayer(CacheLayerMixin):
         self.real: Bool[Tensor, "rows positions"] | None = None
         self.positions = 0
         self.batch_size = 0
+        self.head_shape = (0, 0)
         self.record_past = False
         self._is_waiting = False
 
@@ -75,13 +76,13 @@ class CompressedLayer(CacheLayerMixin):
         self._groups, self._paged, self._is_steady = groups, None, False
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        """Note the batch size and the device of the first keys."""
+        """Note the batch size, the (heads, channels of a head) and the device of the first keys."""
         self.dtype, self.device = key_states.dtype, key_states.device
-        self.batch_size = key_states.shape[0]
+        self.batch_size, self.head_shape = key_states.shape[0], (key_states.shape[1], key_states.shape[3])
         self.is_initialized = True
 
-    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        """Hand the new keys and values [rows, heads, new, d] on to the attention function, marked with this layer."""
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Any, Tensor]:
+        """Hand the new keys and values [rows, heads, new, d] on to thrifty's attention; no other can read the keys."""
         if self._is_waiting:
             raise ModelError(
                 "the last keys were stored in a compressed cache but never attended: the model's attention is not "
@@ -94,9 +95,14 @@ class CompressedLayer(CacheLayerMixin):
                     "use one cache per batch"
                 )
             self.lazy_initialization(key_states, value_states)
+        heads, head_dim = key_states.shape[1], key_states.shape[3]
+        if (heads, head_dim) != self.head_shape:
+            raise ModelError(
+                "the cache holds {} heads of {} channels, ".format(*self.head_shape)
+                + f"the model was called with {heads} of {head_dim}; use a cache with the model that filled it"
+            )
         self._is_waiting = True
-        attention.mark(key_states, self)
-        return key_states, value_states
+        return attention.NewKeys(key_states, self), value_states
 
     def attend(
         self,
@@ -186,6 +192,7 @@ class CompressedLayer(CacheLayerMixin):
         """Go on from blocks that were put into `groups`: `real` positions, their number, and the batch size."""
         first = self.groups[0].blocks.k.open
         self.real, self.positions, self.batch_size = real, positions, num_rows
+        self.head_shape = (first.shape[1], first.shape[3])
         self.dtype, self.device, self.is_initialized = first.dtype, first.device, True
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
@@ -322,6 +329,17 @@ class CompressedCache(Cache):
 
     def __init__(self, layers: list[Any]) -> None:
         super().__init__(layers=layers)
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
+    ) -> tuple[Any, Tensor]:
+        """Hand new keys and values to their layer. Raises `ModelError` for a layer that the cache was not made for."""
+        if layer_idx >= len(self.layers):
+            raise ModelError(
+                f"the cache was made for a model of {len(self.layers)} layers, this one has more; "
+                "make the cache with CompressedCache.of(model, codec) for the model that uses it"
+            )
+        return super().update(key_states, value_states, layer_idx, *args, **kwargs)
 
     @staticmethod
     def of(

@@ -103,7 +103,7 @@ def _compare_kv(
 ) -> "Report":
     from thrifty import llm
     from thrifty.kv import compare
-    from thrifty.kv.measure import windows_of
+    from thrifty.kv.measure import passkeys, windows_of
     from thrifty.plan import Plan
     from thrifty.report import provenance
 
@@ -111,11 +111,12 @@ def _compare_kv(
     if not text[1].strip():
         raise ThriftyError(f"{text[0]} is empty; give a text of at least one window")
     language = llm.load(model, options["dtype"], options["device"])
+    passkeys(language, protocol)  # a length without room is refused before anything is measured
+    windows = windows_of(language, text[1], text[0], protocol)
     entries = [compare.entry(language, *one, options["keep"], protocol.ratio_context) for one in choices]
     one = entries[0] = entries[0] if saved is None else replace(entries[0], plan=saved)
     if options["save_plan"]:
         one.plan.save(options["save_plan"])
-    windows = windows_of(language, text[1], text[0], protocol)
     with progress.shown() as track:
         results = compare.rows(language, entries, windows, text[0], protocol, track)
     origin = provenance(console.command(), time.perf_counter() - start)

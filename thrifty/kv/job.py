@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from transformers import PreTrainedModel
 
 from thrifty.budget import Budget, read_amount
-from thrifty.kv import cost
+from thrifty.kv import attention, cost
 from thrifty.kv.blocks import Codec, HeadShape
 from thrifty.llm import attention_shape
 
@@ -32,7 +32,9 @@ class KvJob:
         model: PreTrainedModel, codec: Codec, keep: str | None = None, num_tokens: int = 2048, read: Read | None = None
     ) -> "KvJob":
         """A job for `model`. `keep` is a share of the 16-bit cache (`30%`) or bytes per token (`7000`); without it the
-        codec's own bits are the budget. Raises `SettingError` where the codec cannot hold heads of this size."""
+        codec's own bits are the budget. Raises `ModelError` where the model cannot use a compressed cache, and
+        `SettingError` where the codec cannot hold heads of this size."""
+        attention.check(model)
         num_layers, kv_heads, head_dim = attention_shape(model)
         codec.check(head_dim)
         shape = HeadShape(kv_heads, head_dim, 2)

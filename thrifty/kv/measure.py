@@ -88,16 +88,21 @@ def quality(
     return {name: tallies[name].row(tallies["plain reference"]) for name in caches}
 
 
-def recall(
-    language: LanguageModel, caches: Mapping[str, MakeCache], protocol: Protocol, track: Track = silent
-) -> dict[str, dict[str, Any]]:
-    """The share of passkeys that the model finds through each cache, next to the plain cache's."""
-    tests = [
+def passkeys(language: LanguageModel, protocol: Protocol) -> list[passkey.Passkey]:
+    """The passkey prompts that fit the model. Raises `SettingError` where a length has no room for the question."""
+    return [
         passkey.make(language, tokens, depth, protocol.seed + index)
         for tokens in protocol.passkey_tokens
         if tokens <= language.max_positions
         for index, depth in enumerate(protocol.depths)
     ]
+
+
+def recall(
+    language: LanguageModel, caches: Mapping[str, MakeCache], protocol: Protocol, track: Track = silent
+) -> dict[str, dict[str, Any]]:
+    """The share of passkeys that the model finds through each cache, next to the plain cache's."""
+    tests = passkeys(language, protocol)
     everyone = {"plain reference": lambda: DynamicCache(config=language.model.config), **caches}
     found: dict[str, list[bool]] = {name: [] for name in everyone}
     steps = [(test, name) for test in tests for name in everyone]

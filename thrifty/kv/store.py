@@ -18,17 +18,17 @@ from thrifty.kv.cache import CompressedCache, CompressedLayer, RowGroup
 _FORMAT = "thrifty cache 1"
 
 
-def save(cache: CompressedCache, model: PreTrainedModel, path: Path) -> None:
+def save(cache: CompressedCache, model: PreTrainedModel, path: str | Path) -> None:
     """Write `cache`, which `model` filled, to `path`, whole or not at all."""
     tensors: dict[str, Tensor] = {}
     layers = [_describe(layer, f"{index}", tensors) for index, layer in enumerate(cache.layers)]
     metadata = {"format": _FORMAT, "model": fingerprint(model), "layers": json.dumps(layers)}
-    with replacing(path) as temporary:
+    with replacing(Path(path)) as temporary:
         # Clones: rows of a batch may share a tensor, which the format does not allow.
         save_file({name: tensor.clone().contiguous() for name, tensor in tensors.items()}, temporary, metadata)
 
 
-def load(cache: CompressedCache, model: PreTrainedModel, path: Path) -> CompressedCache:
+def load(cache: CompressedCache, model: PreTrainedModel, path: str | Path) -> CompressedCache:
     """Fill `cache`, made for `model` with the settings of the saved one, from `path`; return it.
 
     Raises `DataError` where the file is damaged, or was written with another model, codec or setting.
@@ -91,7 +91,7 @@ def _describe_side(side: Side, name: str, tensors: dict[str, Tensor]) -> dict[st
     return {"unit": side.closed.unit, "parts": list(side.closed.tensors)}
 
 
-def _fill(layer: Any, about: dict[str, Any], name: str, tensors: dict[str, Tensor], path: Path) -> None:
+def _fill(layer: Any, about: dict[str, Any], name: str, tensors: dict[str, Tensor], path: str | Path) -> None:
     if not isinstance(layer, CompressedLayer):
         if about.get("kind") != type(layer).__name__:
             raise DataError(

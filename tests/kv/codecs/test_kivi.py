@@ -76,8 +76,13 @@ def test_values_that_do_not_exist_are_refused_with_those_that_do(make_unchecked:
 
 
 def test_a_head_that_its_groups_do_not_divide_is_refused() -> None:
-    with pytest.raises(SettingError, match=r"group=32 does not divide heads of 80"):
+    with pytest.raises(SettingError, match=r"group=32 does not divide heads of 80 channels; use group=128"):
         Kivi().check(80)
     Kivi(group=128).check(80)
+    with pytest.raises(SettingError, match=r"heads of 48 channels; use group=64 or 128"):
+        Kivi().check(48)
+    Kivi(group=64).check(48)
+    with pytest.raises(SettingError, match=r"heads of 136 channels; use the codec gear"):
+        Kivi().check(136)
     with pytest.raises(SettingError, match=r"100"):
         Kivi(group=128).check(100)

@@ -59,7 +59,9 @@ class Gear:
     def check(self, head_dim: int) -> None:
         """Codes are packed eight at a time."""
         if head_dim % 8:
-            raise SettingError(f"Gear: heads of {head_dim} channels; a multiple of 8 is needed")
+            raise SettingError(
+                f"Gear: heads of {head_dim} channels; a multiple of 8 is needed: use the codec plain, which holds any"
+            )
 
     def encode_k(self, k: Float[Tensor, "rows heads tokens d"], start: int) -> Coded:
         """Keys, per channel."""

@@ -99,7 +99,8 @@ class Hack:
     def check(self, head_dim: int) -> None:
         """Heads must split into channel groups of a multiple of 16."""
         if head_dim % 16:
-            raise SettingError(f"Hack: heads of {head_dim} channels; a multiple of 16 is needed")
+            other = "plain, which holds any" if head_dim % 8 else "gear, which needs a multiple of 8 only"
+            raise SettingError(f"Hack: heads of {head_dim} channels; a multiple of 16 is needed: use the codec {other}")
 
     def encode_k(self, k: Float[Tensor, "rows heads tokens d"], start: int) -> Coded:
         """Keys: per channel and block (atc) or per token and channel group (v1)."""

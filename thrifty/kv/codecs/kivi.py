@@ -53,8 +53,14 @@ class Kivi:
 
     def check(self, head_dim: int) -> None:
         """Heads must split into channel groups."""
-        if head_dim % min(self.group, head_dim) or head_dim % 8:
-            raise SettingError(f"Kivi: group={self.group} does not divide heads of {head_dim} channels")
+        if head_dim % 8:
+            raise SettingError(
+                f"Kivi: heads of {head_dim} channels; a multiple of 8 is needed: use the codec plain, which holds any"
+            )
+        if head_dim % min(self.group, head_dim):
+            fitting = [str(group) for group in (32, 64, 128) if head_dim % min(group, head_dim) == 0]
+            remedy = f"group={' or '.join(fitting)}" if fitting else "the codec gear, which needs a multiple of 8 only"
+            raise SettingError(f"Kivi: group={self.group} does not divide heads of {head_dim} channels; use {remedy}")
 
     def encode_k(self, k: Float[Tensor, "rows heads tokens d"], start: int) -> Coded:
         """Per channel over `group` tokens."""
