@@ -102,7 +102,7 @@ def _compare_kv(
     start: float,
 ) -> "Report":
     from thrifty import llm
-    from thrifty.kv import compare
+    from thrifty.kv import attention, compare
     from thrifty.kv.measure import passkeys, windows_of
     from thrifty.plan import Plan
     from thrifty.report import provenance
@@ -111,6 +111,7 @@ def _compare_kv(
     if not text[1].strip():
         raise ThriftyError(f"{text[0]} is empty; give a text of at least one window")
     language = llm.load(model, options["dtype"], options["device"])
+    attention.check(language.model)
     passkeys(language, protocol)  # a length without room is refused before anything is measured
     windows = windows_of(language, text[1], text[0], protocol)
     entries = [compare.entry(language, *one, options["keep"], protocol.ratio_context) for one in choices]
