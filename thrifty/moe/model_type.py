@@ -21,6 +21,7 @@ from thrifty.errors import ModelError
 from thrifty.moe.experts import PackedMlp, Shape
 from thrifty.moe.masking import TOKEN_MASK, bias_of, experts_of, pairs_of, router_of, source_of, token_mask_of
 from thrifty.moe.packing import Packing
+from thrifty.moe.precision import match
 from thrifty.moe.sites import Site, found
 from thrifty.moe.thin_attention import MaskedOutput, MaskedValues, ThinAttention
 from thrifty.plan import Plan
@@ -94,7 +95,8 @@ def build(plan: Plan, model: Any) -> Any:
     config = config_class(**fields, tomoe=[_entry(plan, site) for site in sites], tomoe_source=source_of(plan))
     config._attn_implementation = model.config._attn_implementation
     with no_init_weights():
-        made = model_class(config).to(dtype=sites[0].up.weight.dtype)
+        made = model_class(config)
+    match(made, model, sites[0].up.weight.dtype)
     state = dict(model.state_dict())
     for site in sites:
         state = _replaced(state, f"model.layers.{site.index}.", _state(plan, site))

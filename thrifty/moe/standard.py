@@ -19,6 +19,7 @@ from torch import Tensor
 from thrifty.errors import ModelError, SettingError
 from thrifty.moe.cost import MULTIPLE
 from thrifty.moe.masking import bias_of, experts_of, router_of, source_of
+from thrifty.moe.precision import match
 from thrifty.moe.sites import Site, found
 from thrifty.plan import Plan
 
@@ -79,7 +80,8 @@ def build(plan: Plan, model: Any) -> Any:
     name = FAMILIES[kind] if count > 1 else type(model).__name__.removesuffix("ForCausalLM")
     config = _config(getattr(transformers, f"{name}Config"), model.config, count, width)
     with no_init_weights():
-        made = getattr(transformers, f"{name}ForCausalLM")(config).to(dtype)
+        made = getattr(transformers, f"{name}ForCausalLM")(config)
+    match(made, model, dtype)
     state = {key: tensor for key, tensor in model.state_dict().items() if ".mlp." not in key}
     for site in sites:
         prefix = f"model.layers.{site.index}.mlp."
