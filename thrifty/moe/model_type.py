@@ -11,6 +11,7 @@ with `experts` 0 where the MLP stays dense, `pairs` and `values` null where the 
 `config.tomoe_source` the layer that routes all, or null.
 """
 
+import copy
 import functools
 from typing import Any
 
@@ -105,6 +106,7 @@ def build(plan: Plan, model: Any) -> Any:
             parameter.data = parameter.data.float()
     made.tie_weights()
     made.load_state_dict(state)
+    made.generation_config = copy.deepcopy(model.generation_config)
     return made.to(sites[0].up.weight.device).eval()
 
 

@@ -11,6 +11,7 @@ nothing is routed, and the result is the dense architecture with a smaller MLP.
 | Qwen3                  | Qwen3-MoE    |
 """
 
+import copy
 from typing import Any
 
 import torch
@@ -90,6 +91,7 @@ def build(plan: Plan, model: Any) -> Any:
     state |= {key: torch.zeros_like(value) for key, value in made.state_dict().items() if ".mlp.shared_expert" in key}
     made.tie_weights()
     made.load_state_dict(state)
+    made.generation_config = copy.deepcopy(model.generation_config)
     return made.to(sites[0].up.weight.device).eval()
 
 
