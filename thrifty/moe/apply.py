@@ -100,7 +100,7 @@ def compare(plan: Plan, model: Any, made: Any, seed: int = 0) -> Difference:
     return Difference(largest, largest_logit, positions)
 
 
-def save(model: Any, folder: Path, tokenizer: Any = None) -> None:
+def save(model: Any, folder: Path | str, tokenizer: Any = None) -> None:
     """Write `model` and its tokenizer as a folder that appears whole or not at all.
 
     Raises `OutputError` where the folder is there already, cannot be written to, or the disk is full.
@@ -114,7 +114,7 @@ def save(model: Any, folder: Path, tokenizer: Any = None) -> None:
             tokenizer.save_pretrained(temporary)
 
 
-def load(folder: Path, dtype: torch.dtype | None = None, device: str = "cpu", has_copies: bool = False) -> Any:
+def load(folder: Path | str, dtype: torch.dtype | None = None, device: str = "cpu", has_copies: bool = False) -> Any:
     """Load a folder of either layout, with experts that run as `thrifty.moe.experts` runs them.
 
     `has_copies`: hold each expert of the tomoe layout as matrices of its own as well, so that long prompts run faster
