@@ -68,3 +68,11 @@ def test_a_batch_that_processes_cannot_share_is_refused(asked, language, tmp_pat
     monkeypatch.setattr(running.Team, "here", staticmethod(lambda: Team(3, 0)))
     with pytest.raises(SettingError, match="3 processes"):
         run(language, Cluster(4), asked, None, tmp_path / "out", False, None, silent)
+
+
+@pytest.mark.parametrize(
+    ("name", "said"), [("windows", "windows=0; use 1 or more"), ("window", "window=0; use 2 or more")]
+)
+def test_measuring_on_nothing_is_refused(name: str, said: str) -> None:
+    with pytest.raises(SettingError, match=said):
+        Asked(0.5, **{name: 0})

@@ -42,6 +42,12 @@ class Asked:
     seed: int = 0
     device: str = "cpu"
 
+    def __post_init__(self) -> None:
+        """Refuse what measures nothing: a window of one token predicts none."""
+        for name, least in (("windows", 1), ("window", 2)):
+            if getattr(self, name) < least:
+                raise SettingError(f"{name}={getattr(self, name)}; use {least} or more")
+
 
 @dataclass(frozen=True)
 class Done:
