@@ -42,6 +42,14 @@ class Difference:
         return self.largest <= TOLERANCE * self.largest_logit
 
 
+def check_model(model: Any, layout: Layout) -> None:
+    """Raise `ModelError` where the layout cannot hold experts of `model`, whatever the plan."""
+    if layout == "standard":
+        standard.check_model(model)
+    else:
+        tomoe.classes(model.config.model_type)
+
+
 def apply(plan: Plan, model: Any, layout: Layout = "standard") -> Any:
     """The model that `plan` asks for, in eval mode, on the device and in the type of `model`, which stays as it is.
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from thrifty import console, progress
-from thrifty.errors import OutputError
+from thrifty.errors import ModelError, OutputError
 
 if TYPE_CHECKING:
     from thrifty.report import Report
@@ -110,13 +110,21 @@ def _check_output(output: Path | None, overwrite: bool, resume: bool, save_plan:
 def _forecast(model: str, method: Any, options: dict[str, Any], start: float) -> "Report":
     from thrifty import llm
     from thrifty.moe import forecast
+    from thrifty.moe.apply import check_model
     from thrifty.moe.cost import Sizes
     from thrifty.report import Column, Report, provenance
 
     language = llm.load(model, options["dtype"], options["device"])
     num_experts = getattr(method, "num_experts", 1)
     attention: Any = getattr(method, "attention", "none")
-    rows = forecast.of(Sizes.of(language.model), options["active"], options["scope"], num_experts, attention)
+    layouts, reasons = ["tomoe"], list[str]()
+    try:
+        check_model(language.model, "standard")
+        layouts.append("standard")
+    except ModelError as error:
+        reasons.append(f"No `standard`: {error}.")
+    sizes = Sizes.of(language.model)
+    rows = forecast.of(sizes, options["active"], options["scope"], num_experts, attention, layouts)
     columns = [
         Column("layout", "layout"),
         Column("active_ratio_mlp", "active MLP", ".1%"),
@@ -133,6 +141,7 @@ def _forecast(model: str, method: Any, options: dict[str, Any], start: float) ->
         "channels in each MLP; `tomoe` lets widths differ between layers within the same budget.",
         "At best: times faster where reading weights (decoding) or multiplying with them (prefill) is all that takes "
         "time. Nothing has been trained.",
+        *reasons,
     ]
     if attention != "none":
         notes.append(

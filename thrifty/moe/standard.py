@@ -32,13 +32,10 @@ def check(plan: Plan, model: Any) -> tuple[int, int]:
     """The (experts, width) of a plan that this layout can hold.
 
     Raises `SettingError` for what it cannot: unequal widths, no multiple of 16, pruned attention, a bias, pre-gating;
-    the tomoe layout holds all of these. Raises `ModelError` where no stock class fits the model.
+    the tomoe layout holds all of these. Raises what `check_model` raises.
     """
+    check_model(model)
     sites = found(model)
-    kind = model.config.model_type
-    if kind not in FAMILIES:
-        known = ", ".join(FAMILIES)
-        raise ModelError(f"no stock mixture of experts fits {kind} (known: {known}); use --layout tomoe")
     whole = [name for name, kept in plan.keep.items() if name.endswith((".qk", ".vo")) and not bool(kept.all())]
     if whole:
         raise SettingError(f"{whole[0]}: stock classes have no thinned attention; use --layout tomoe")
@@ -46,13 +43,21 @@ def check(plan: Plan, model: Any) -> tuple[int, int]:
         raise SettingError("stock classes route in every layer, the plan does once for all; use --layout tomoe")
     if any(bias_of(plan, site) is not None for site in sites):
         raise SettingError("stock classes have no bias after the MLP, which this plan adds; use --layout tomoe")
+    return _shape(plan, sites)
+
+
+def check_model(model: Any) -> None:
+    """Raise `ModelError` where no stock class fits the model, whatever the plan."""
+    sites, kind = found(model), model.config.model_type
+    if kind not in FAMILIES:
+        known = ", ".join(FAMILIES)
+        raise ModelError(f"no stock mixture of experts fits {kind} (known: {known}); use --layout tomoe")
     if any(side.bias is not None for site in sites for side in (site.up, site.down)):
         raise ModelError("the MLPs have biases, which stock classes lack; use --layout tomoe")
     if kind in ("llama", "mistral") and sites[0].attention.q.bias is not None:
         raise ModelError("the attention has biases, which Mixtral lacks; use --layout tomoe")
     if kind == "qwen3" and "sliding_attention" in (getattr(model.config, "layer_types", None) or ()):
         raise ModelError("Qwen3-MoE has one window for all layers, this model one for some; use --layout tomoe")
-    return _shape(plan, sites)
 
 
 def _shape(plan: Plan, sites: list[Site]) -> tuple[int, int]:
