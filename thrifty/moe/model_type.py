@@ -23,7 +23,7 @@ from thrifty.moe.experts import PackedMlp, Shape
 from thrifty.moe.masking import TOKEN_MASK, bias_of, experts_of, pairs_of, router_of, source_of, token_mask_of
 from thrifty.moe.packing import Packing
 from thrifty.moe.precision import match
-from thrifty.moe.sites import Site, found
+from thrifty.moe.sites import Site, found, read
 from thrifty.moe.thin_attention import MaskedOutput, MaskedValues, ThinAttention
 from thrifty.plan import Plan
 
@@ -66,7 +66,7 @@ def classes(kind: str) -> tuple[type, type]:
 def rebuild(model: nn.Module, config: Any) -> None:
     """Put the modules that `config.tomoe` describes into a dense model; their weights are to be loaded."""
     mlps: dict[int, PackedMlp] = {}
-    for site, entry in zip(found(model), config.tomoe, strict=True):
+    for site, entry in zip(read(model), config.tomoe, strict=True):
         if entry["experts"]:
             shape = Shape(*(entry[name] for name in ("experts", "stored", "gate", "bias", "out_bias", "routed")))
             mlps[site.index] = PackedMlp(shape, site.width, site.activation)
