@@ -73,8 +73,13 @@ def moe(model: str, json_file: Path | None, out: Path | None, overwrite: bool, *
         report = _forecast(model, method, options, start)
     else:
         checkpoint = _check_output(options["output"], overwrite, options["resume"], options["save_plan"])
-        with progress.shown() as track:
-            report = _converted(model, method, options, checkpoint, overwrite, track, start)
+        try:
+            with progress.shown() as track:
+                report = _converted(model, method, options, checkpoint, overwrite, track, start)
+        except KeyboardInterrupt:
+            if checkpoint.exists():
+                click.echo(f"the training so far is in {checkpoint}; add --resume to go on with it", err=True)
+            raise
     if report is not None:
         report.print()
         console.write(report, json_file, out, overwrite, measured_only=not options["dry_run"])
