@@ -133,3 +133,9 @@ def test_a_disk_that_safetensors_finds_full_is_one_line_and_leaves_nothing(opene
     with pytest.raises(OutputError, match=r"cannot write .*No space left"), opened(tmp_path / "made"):
         raise SafetensorError("No space left on device (os error 28)")
     assert not list(tmp_path.iterdir())
+
+
+def test_a_path_may_be_a_text(tmp_path: Path) -> None:
+    with new_folder(str(tmp_path / "out")) as folder:
+        write_text(str(folder / "a.txt"), "a")
+    assert (tmp_path / "out" / "a.txt").read_text() == "a"

@@ -13,12 +13,12 @@ from thrifty.errors import OutputError
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
+def replacing(path: Path | str) -> Iterator[Path]:
     """Yield a temporary path beside `path`; on success it becomes `path`, on failure it vanishes.
 
     Raises `OutputError` where the folder cannot be written to or the disk is full.
     """
-    temporary = None
+    path, temporary = Path(path), None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
@@ -34,7 +34,7 @@ def replacing(path: Path) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
 
 
-def write_text(path: Path, text: str) -> None:
+def write_text(path: Path | str, text: str) -> None:
     """Write `text` to `path`, whole or not at all."""
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
@@ -78,13 +78,13 @@ def fresh_folder(path: Path, overwrite: bool = False) -> Path:
 
 
 @contextmanager
-def new_folder(path: Path) -> Iterator[Path]:
+def new_folder(path: Path | str) -> Iterator[Path]:
     """Yield a temporary folder beside `path`; on success it becomes `path`, on failure it vanishes.
 
     Raises `OutputError` where `path` is there already (an empty folder may be), or the disk is full.
     """
+    path, temporary = Path(path), None
     check_folder(path)
-    temporary = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))

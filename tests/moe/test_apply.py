@@ -1,5 +1,6 @@
 """Both layouts equal the masked dense model or are refused, and folders appear whole or not at all."""
 
+import json
 import subprocess
 import sys
 
@@ -106,6 +107,19 @@ def test_a_loaded_folder_generates_what_the_model_did(layout, tiny, random, tmp_
     options = {"max_new_tokens": 8, "do_sample": False, "pad_token_id": 0}
     again = outputs.load(tmp_path / "out")
     assert torch.equal(again.generate(tokens, **options), made.generate(tokens, **options))
+
+
+@pytest.mark.parametrize("layout", outputs.LAYOUTS)
+def test_a_folder_has_the_settings_of_generation_of_the_dense_model(layout, tiny, random, tmp_path) -> None:
+    """Also settings that transformers warns of, as some published folders have them."""
+    tiny().save_pretrained(tmp_path / "dense")
+    file = tmp_path / "dense" / "generation_config.json"
+    wanted = {"eos_token_id": [3, 5], "do_sample": False, "temperature": 0.6, "top_p": 0.8}
+    file.write_text(json.dumps(json.loads(file.read_text()) | wanted))
+    model = outputs.load(tmp_path / "dense")
+    outputs.save(outputs.build(random(model), model, layout), tmp_path / "out")
+    found = outputs.load(tmp_path / "out").generation_config
+    assert {name: getattr(found, name) for name in wanted} == wanted
 
 
 def test_a_folder_that_is_there_is_refused(tiny, random, tmp_path) -> None:

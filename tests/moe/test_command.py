@@ -177,6 +177,7 @@ def test_an_interrupted_training_is_gone_on_with_or_started_over_only_when_told_
     monkeypatch.setattr(train, "_store", stop)
     with pytest.raises(SystemExit):
         main(arguments)
+    assert f"so far is in {state}; add --resume" in capsys.readouterr().err
     assert state.exists()
     assert not (tmp_path / "out").exists()
     monkeypatch.setattr(train, "_store", step)

@@ -83,3 +83,36 @@ def test_a_part_of_another_model_is_refused(tiny) -> None:
 
 def test_widths_are_multiples_of_sixteen() -> None:
     assert [round_width(x, 100) for x in (3, 16, 47.9, 48, 130)] == [16, 16, 32, 48, 100]
+
+
+@pytest.mark.parametrize(
+    ("channels", "said"),
+    [(96, "at least 16 of 96 channels = 17%; ask for 0.17"), (33, "16 of 33 channels = 48%; ask for 0.49")],
+)
+def test_a_budget_below_the_narrowest_experts_is_refused_with_one_that_will_do(channels, said, tiny) -> None:
+    sizes = Sizes.of(tiny(intermediate_size=channels))
+    with pytest.raises(SettingError, match=said):
+        sizes.uniform_width(0.1)
+    enough = float(said[-4:])
+    widths = sizes.uniform_width(enough)
+    assert set(widths.values()) == {16}
+    assert float(sizes.active_ratio(widths)) <= enough
+
+
+def test_the_narrowest_experts_may_use_the_budget_up(tiny) -> None:
+    assert set(Sizes.of(tiny()).uniform_width(1 / 6).values()) == {16}
+
+
+def test_mlps_too_narrow_for_experts_are_refused(tiny) -> None:
+    with pytest.raises(SettingError, match="8 of 8 channels = 100%; these MLPs are too narrow"):
+        Sizes.of(tiny(intermediate_size=8)).uniform_width(0.9)
+
+
+@pytest.mark.parametrize("ratio", [0.5, 0.6, 0.8])
+def test_parts_with_one_multiple_are_paid_for_by_the_others(ratio, tiny) -> None:
+    """Half of 6 rotary pairs is less than the 4 that are kept at least."""
+    sizes = Sizes.of(tiny())
+    thinned = [name for name in sizes.parts if name.endswith(".qk")]
+    widths = sizes.uniform_width(ratio, "blocks", thinned)
+    assert {widths[name] for name in thinned} == {4}
+    assert float(sizes.active_ratio(widths, "blocks")) <= ratio

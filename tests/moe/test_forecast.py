@@ -83,3 +83,8 @@ def test_speed_at_best_follows_from_bytes_and_multiplications(tiny) -> None:
     tied, own = (forecast.of(Sizes.of(tiny(tie_word_embeddings=tie)), 0.5, "mlp", 4)[0] for tie in (True, False))
     assert tied["speed_up"] == pytest.approx(own["speed_up"], rel=1e-6)  # an embedding is not read, a head is
     assert 1 < tied["speed_up"] < tied["speed_up_prefill"] < 2
+
+
+def test_a_layout_that_cannot_hold_the_model_is_not_offered(tiny) -> None:
+    (row,) = forecast.of(Sizes.of(tiny("Phi")), 0.5, "mlp", 4, layouts=["tomoe"])
+    assert row["layout"] == "tomoe"

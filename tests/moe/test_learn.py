@@ -151,3 +151,10 @@ def test_nothing_of_the_steps_outlives_the_learning(job: MoeJob) -> None:
         assert not any(isinstance(one, learning_of.Step) for one in gc.get_objects())
     finally:
         gc.enable()
+
+
+@pytest.mark.parametrize("widths", ["layer", "equal"])
+def test_a_budget_that_the_narrowest_experts_exceed_is_refused_before_any_step(job: MoeJob, widths) -> None:
+    asked = replace(MoeJob.of(job.model, job.corpus, 0.1, widths=widths), track=lambda *_: pytest.fail("it trains"))
+    with pytest.raises(SettingError, match="16 of 96 channels"):
+        learning_of.learn(asked, LEARNING)

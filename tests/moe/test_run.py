@@ -1,10 +1,11 @@
 """What the command does, as a function: text chosen, folder written, numbers returned."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from thrifty.errors import DataError, SettingError
+from thrifty.errors import DataError, ModelError, SettingError
 from thrifty.llm import LanguageModel
 from thrifty.moe import run as running
 from thrifty.moe.methods.cluster import Cluster
@@ -68,3 +69,41 @@ def test_a_batch_that_processes_cannot_share_is_refused(asked, language, tmp_pat
     monkeypatch.setattr(running.Team, "here", staticmethod(lambda: Team(3, 0)))
     with pytest.raises(SettingError, match="3 processes"):
         run(language, Cluster(4), asked, None, tmp_path / "out", False, None, silent)
+
+
+@pytest.mark.parametrize(
+    ("name", "said"), [("windows", "windows=0; use 1 or more"), ("window", "window=0; use 2 or more")]
+)
+def test_measuring_on_nothing_is_refused(name: str, said: str) -> None:
+    with pytest.raises(SettingError, match=said):
+        Asked(0.5, **{name: 0})
+
+
+@pytest.mark.parametrize(
+    ("family", "changes"), [("Phi", {}), ("Llama", {"mlp_bias": True}), ("Llama", {"attention_bias": True})]
+)
+def test_what_no_stock_class_can_hold_is_refused_before_any_training(family, changes, asked, tiny, tmp_path) -> None:
+    reader = LanguageModel("tiny", tiny(family, **changes), Tokens())
+    with pytest.raises(ModelError, match="--layout tomoe"):
+        run(reader, Untrained(), asked, None, tmp_path / "out", False, None, silent)
+
+
+def test_healing_of_no_step_is_refused_before_any_training(asked, language, tmp_path) -> None:
+    with pytest.raises(SettingError, match="steps=0"):
+        run(
+            language,
+            Untrained(),
+            replace(asked, heal="lora", heal_steps=0),
+            None,
+            tmp_path / "out",
+            False,
+            None,
+            silent,
+        )
+
+
+class Untrained:
+    """A method that must not be asked."""
+
+    def plan(self, job: object) -> Plan:
+        pytest.fail("it trains")

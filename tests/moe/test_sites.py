@@ -51,3 +51,10 @@ def test_an_unknown_structure_says_what_was_looked_for(tiny) -> None:
     model.model.layers[1].mlp.gate_proj = nn.Identity()
     with pytest.raises(ModelError, match=r"layer 1.*gate_proj, up_proj, down_proj or fc1, fc2"):
         found(model)
+
+
+def test_a_model_in_the_tomoe_layout_is_a_mixture_already(tiny, random) -> None:
+    from thrifty.moe import model_type
+
+    with pytest.raises(ModelError, match="mixture of experts already"):
+        found(model_type.build(random(tiny()), tiny()))

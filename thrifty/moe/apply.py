@@ -42,6 +42,14 @@ class Difference:
         return self.largest <= TOLERANCE * self.largest_logit
 
 
+def check_model(model: Any, layout: Layout) -> None:
+    """Raise `ModelError` where the layout cannot hold experts of `model`, whatever the plan."""
+    if layout == "standard":
+        standard.check_model(model)
+    else:
+        tomoe.classes(model.config.model_type)
+
+
 def apply(plan: Plan, model: Any, layout: Layout = "standard") -> Any:
     """The model that `plan` asks for, in eval mode, on the device and in the type of `model`, which stays as it is.
 
@@ -100,7 +108,7 @@ def compare(plan: Plan, model: Any, made: Any, seed: int = 0) -> Difference:
     return Difference(largest, largest_logit, positions)
 
 
-def save(model: Any, folder: Path, tokenizer: Any = None) -> None:
+def save(model: Any, folder: Path | str, tokenizer: Any = None) -> None:
     """Write `model` and its tokenizer as a folder that appears whole or not at all.
 
     Raises `OutputError` where the folder is there already, cannot be written to, or the disk is full.
@@ -114,7 +122,7 @@ def save(model: Any, folder: Path, tokenizer: Any = None) -> None:
             tokenizer.save_pretrained(temporary)
 
 
-def load(folder: Path, dtype: torch.dtype | None = None, device: str = "cpu", has_copies: bool = False) -> Any:
+def load(folder: Path | str, dtype: torch.dtype | None = None, device: str = "cpu", has_copies: bool = False) -> Any:
     """Load a folder of either layout, with experts that run as `thrifty.moe.experts` runs them.
 
     `has_copies`: hold each expert of the tomoe layout as matrices of its own as well, so that long prompts run faster

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from thrifty import console, progress
-from thrifty.errors import OutputError
+from thrifty.errors import ModelError, OutputError
 
 if TYPE_CHECKING:
     from thrifty.report import Report
@@ -73,8 +73,13 @@ def moe(model: str, json_file: Path | None, out: Path | None, overwrite: bool, *
         report = _forecast(model, method, options, start)
     else:
         checkpoint = _check_output(options["output"], overwrite, options["resume"], options["save_plan"])
-        with progress.shown() as track:
-            report = _converted(model, method, options, checkpoint, overwrite, track, start)
+        try:
+            with progress.shown() as track:
+                report = _converted(model, method, options, checkpoint, overwrite, track, start)
+        except KeyboardInterrupt:
+            if checkpoint.exists():
+                click.echo(f"the training so far is in {checkpoint}; add --resume to go on with it", err=True)
+            raise
     if report is not None:
         report.print()
         console.write(report, json_file, out, overwrite, measured_only=not options["dry_run"])
@@ -110,13 +115,21 @@ def _check_output(output: Path | None, overwrite: bool, resume: bool, save_plan:
 def _forecast(model: str, method: Any, options: dict[str, Any], start: float) -> "Report":
     from thrifty import llm
     from thrifty.moe import forecast
+    from thrifty.moe.apply import check_model
     from thrifty.moe.cost import Sizes
     from thrifty.report import Column, Report, provenance
 
     language = llm.load(model, options["dtype"], options["device"])
     num_experts = getattr(method, "num_experts", 1)
     attention: Any = getattr(method, "attention", "none")
-    rows = forecast.of(Sizes.of(language.model), options["active"], options["scope"], num_experts, attention)
+    layouts, reasons = ["tomoe"], list[str]()
+    try:
+        check_model(language.model, "standard")
+        layouts.append("standard")
+    except ModelError as error:
+        reasons.append(f"No `standard`: {error}.")
+    sizes = Sizes.of(language.model)
+    rows = forecast.of(sizes, options["active"], options["scope"], num_experts, attention, layouts)
     columns = [
         Column("layout", "layout"),
         Column("active_ratio_mlp", "active MLP", ".1%"),
@@ -133,6 +146,7 @@ def _forecast(model: str, method: Any, options: dict[str, Any], start: float) ->
         "channels in each MLP; `tomoe` lets widths differ between layers within the same budget.",
         "At best: times faster where reading weights (decoding) or multiplying with them (prefill) is all that takes "
         "time. Nothing has been trained.",
+        *reasons,
     ]
     if attention != "none":
         notes.append(

@@ -8,6 +8,7 @@ Three scopes, and every report names its own:
 The width of an MLP is that of its widest expert, as in the paper: what is charged is what a token may need at most.
 """
 
+import math
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Literal
@@ -25,6 +26,7 @@ MULTIPLE = 16
 """Widths of experts are multiples of this, so that rows are aligned for every kernel."""
 PAIRS = 4
 """Rotary pairs are kept in fours: kernels of attention take heads whose channels are a multiple of 8."""
+_ROUNDING = 1e-6
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,11 @@ class Part:
     unit_weights: int
     scope: Scope
     multiple: int = 1
+
+    @property
+    def least(self) -> int:
+        """The fewest units that may be kept."""
+        return round_width(0, self.size, self.multiple)
 
     @property
     def weights(self) -> int:
@@ -110,20 +117,47 @@ class Sizes:
 
     def uniform_width(self, ratio: float | int, scope: Scope = "mlp", thinned: Collection[str] = ()) -> dict[str, int]:
         """Widths of the MLPs and of the parts of attention that are `thinned`, one share of each in their multiples,
-        that meet `ratio` in `scope` from below.
+        that meet `ratio` in `scope` from below. Parts whose share is less than their first multiple have that one, and
+        the others pay for it.
 
-        Raises `SettingError` where everything else alone costs more than `ratio`.
+        Raises `SettingError` where everything else, or that with the first multiple of all, costs more than `ratio`.
         """
+        room = self.room(ratio, scope, thinned)
+        parts = free = {name: part for name, part in self.parts.items() if part.scope == "mlp" or name in thinned}
+        widths: dict[str, int] = {}
+        while True:
+            share = room / sum(part.weights for part in free.values())
+            short = {name: part.least for name, part in free.items() if share * part.size + _ROUNDING < part.least}
+            if not short:
+                break
+            if len(short) == len(free):
+                raise SettingError(f"active {ratio:g} of the {scope}: {self._needed(scope, parts)}")
+            room -= sum(parts[name].unit_weights * width for name, width in short.items())
+            widths |= short
+            free = {name: part for name, part in free.items() if name not in short}
+        rest = {name: round_width(share * part.size, part.size, part.multiple) for name, part in free.items()}
+        return {name: (widths | rest)[name] for name in parts}
+
+    def room(self, ratio: float | int, scope: Scope = "mlp", thinned: Collection[str] = ()) -> float:
+        """Weights of the MLPs and of the parts that are `thinned` that may be active. Raises `SettingError` where
+        everything else alone costs more than `ratio`."""
         check_ratio(ratio)
-        parts = {name: part for name, part in self.parts.items() if part.scope == "mlp" or name in thinned}
-        own, counted = sum(part.weights for part in parts.values()), self.weights(scope)
-        share = (ratio * counted - (counted - own)) / own
-        if share <= 0:
-            fixed = 1 - own / counted
+        own = sum(part.weights for name, part in self.parts.items() if part.scope == "mlp" or name in thinned)
+        counted = self.weights(scope)
+        room = ratio * counted - (counted - own)
+        if room <= 0:
             raise SettingError(
-                f"active {ratio:g} of the {scope}: what stays whole is {fixed:.0%} already; ask for more"
+                f"active {ratio:g} of the {scope}: what stays whole is {1 - own / counted:.0%} already; ask for more"
             )
-        return {name: round_width(share * part.size, part.size, part.multiple) for name, part in parts.items()}
+        return room
+
+    def _needed(self, scope: Scope, parts: Mapping[str, Part]) -> str:
+        """What the narrowest experts need, in words."""
+        least = float(self.active_ratio({name: part.least for name, part in parts.items()}, scope))
+        narrow = min((part for part in parts.values() if part.scope == "mlp"), key=lambda part: part.size)
+        said = f"experts have at least {narrow.least} of {narrow.size} channels = {least:.0%}"
+        more = math.ceil(100 * least - _ROUNDING) / 100
+        return f"{said}; ask for {more:g} or more" if more < 1 else f"{said}; these MLPs are too narrow for experts"
 
 
 def check_ratio(ratio: float | int) -> None:
@@ -134,7 +168,7 @@ def check_ratio(ratio: float | int) -> None:
 
 def round_width(width: float | int, size: int, multiple: int = MULTIPLE) -> int:
     """The multiple of `multiple` below `width`, at least that and at most `size`."""
-    return min(max(int(width + 1e-6) // multiple * multiple, multiple), size)
+    return min(max(int(width + _ROUNDING) // multiple * multiple, multiple), size)
 
 
 def widths_of(keep: Keep) -> dict[str, Tensor]:

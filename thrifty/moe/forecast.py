@@ -1,5 +1,6 @@
 """What a budget will mean, told before anything is trained: parameters, size on disk, speed at best."""
 
+from collections.abc import Collection
 from typing import Any
 
 from thrifty.moe.attention_masks import Sides, check_scope, chosen
@@ -12,8 +13,15 @@ PLACE_BYTES = 8
 """It keeps the number of each rotary pair that is left."""
 
 
-def of(sizes: Sizes, active: float, scope: Scope, num_experts: int, attention: Sides = "none") -> list[dict[str, Any]]:
-    """One row for each layout, with all MLPs of one width; layers with widths of their own cost as much together.
+def of(
+    sizes: Sizes,
+    active: float,
+    scope: Scope,
+    num_experts: int,
+    attention: Sides = "none",
+    layouts: Collection[str] = ("standard", "tomoe"),
+) -> list[dict[str, Any]]:
+    """One row for each of `layouts`, with all MLPs of one width; layers with widths of their own cost as much together.
     Where `attention` is masked it is thinned by the same share, and only `tomoe` can hold it.
 
     `standard` stores every expert's weights, `tomoe` every channel once (at most; channels of no expert are left out).
@@ -57,7 +65,7 @@ def of(sizes: Sizes, active: float, scope: Scope, num_experts: int, attention: S
     return [
         {"layout": name, **common, "params_total": count, "bytes": count * sizes.element_bytes + extra[name]}
         for name, count in total.items()
-        if name == "tomoe" or not thin
+        if name in layouts and (name == "tomoe" or not thin)
     ]
 
 

@@ -18,6 +18,7 @@ from thrifty.errors import ModelError, SettingError
 from thrifty.moe.distill import Teacher, divergence, hidden_states
 from thrifty.moe.job import MoeJob
 from thrifty.moe.masking import masked
+from thrifty.moe.precision import match
 from thrifty.moe.sites import Site, found
 from thrifty.moe.train import Recipe, Team, train
 from thrifty.plan import Plan
@@ -70,7 +71,8 @@ class Heal:
         if self.how == "lora":
             _merge(student)
         student.requires_grad_(False)
-        return nn.Module.to(student, dtype=job.model.dtype)
+        match(student, job.model, job.model.dtype)
+        return student
 
     def _learnt(self, job: MoeJob, student: Any) -> dict[str, Tensor]:
         linears = {id(linear) for site in found(student) for linear in _linears(site)}

@@ -66,7 +66,7 @@ class MoeJob:
         """
         check_ratio(active)
         sizes = Sizes.of(model)
-        sizes.uniform_width(active, scope)  # refuses a budget that the parts which stay whole exceed
+        sizes.room(active, scope)  # refuses a budget that the parts which stay whole exceed
         for name, value in (("steps", steps), ("batch", batch), ("calibration", calibration)):
             if value < 1:
                 raise SettingError(f"{name}={value}; use 1 or more")

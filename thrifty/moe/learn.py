@@ -92,6 +92,8 @@ def learn(job: MoeJob, learning: Learning) -> tuple[dict[str, Tensor], dict[str,
     history of the training (step, KL divergence, active share of what is learnt, union). Goes on from `job.checkpoint`
     where that is there."""
     attention_masks.check(learning.attention, job)
+    thinned = attention_masks.parts_of(job.sites, learning.attention)
+    job.sizes.uniform_width(job.active, job.scope, thinned)  # refuses a budget that the narrowest experts exceed
     job = spread(job, Team.here())
     is_free = learning.logits == "free"
     learnt = Learnt(job.sites, learning.num_experts, job.generator(START), is_free, learning.attention)

@@ -11,6 +11,7 @@ with `experts` 0 where the MLP stays dense, `pairs` and `values` null where the 
 `config.tomoe_source` the layer that routes all, or null.
 """
 
+import copy
 import functools
 from typing import Any
 
@@ -21,7 +22,8 @@ from thrifty.errors import ModelError
 from thrifty.moe.experts import PackedMlp, Shape
 from thrifty.moe.masking import TOKEN_MASK, bias_of, experts_of, pairs_of, router_of, source_of, token_mask_of
 from thrifty.moe.packing import Packing
-from thrifty.moe.sites import Site, found
+from thrifty.moe.precision import match
+from thrifty.moe.sites import Site, found, read
 from thrifty.moe.thin_attention import MaskedOutput, MaskedValues, ThinAttention
 from thrifty.plan import Plan
 
@@ -64,7 +66,7 @@ def classes(kind: str) -> tuple[type, type]:
 def rebuild(model: nn.Module, config: Any) -> None:
     """Put the modules that `config.tomoe` describes into a dense model; their weights are to be loaded."""
     mlps: dict[int, PackedMlp] = {}
-    for site, entry in zip(found(model), config.tomoe, strict=True):
+    for site, entry in zip(read(model), config.tomoe, strict=True):
         if entry["experts"]:
             shape = Shape(*(entry[name] for name in ("experts", "stored", "gate", "bias", "out_bias", "routed")))
             mlps[site.index] = PackedMlp(shape, site.width, site.activation)
@@ -94,7 +96,8 @@ def build(plan: Plan, model: Any) -> Any:
     config = config_class(**fields, tomoe=[_entry(plan, site) for site in sites], tomoe_source=source_of(plan))
     config._attn_implementation = model.config._attn_implementation
     with no_init_weights():
-        made = model_class(config).to(dtype=sites[0].up.weight.dtype)
+        made = model_class(config)
+    match(made, model, sites[0].up.weight.dtype)
     state = dict(model.state_dict())
     for site in sites:
         state = _replaced(state, f"model.layers.{site.index}.", _state(plan, site))
@@ -103,6 +106,7 @@ def build(plan: Plan, model: Any) -> Any:
             parameter.data = parameter.data.float()
     made.tie_weights()
     made.load_state_dict(state)
+    made.generation_config = copy.deepcopy(model.generation_config)
     return made.to(sites[0].up.weight.device).eval()
 
 

@@ -10,7 +10,7 @@ import torch
 from thrifty.errors import OutputError, SettingError
 from thrifty.llm import LanguageModel
 from thrifty.moe import harness, result, text
-from thrifty.moe.apply import Layout, applied, save
+from thrifty.moe.apply import Layout, applied, check_model, save
 from thrifty.moe.cost import Scope
 from thrifty.moe.heal import Heal
 from thrifty.moe.job import MoeJob
@@ -41,6 +41,12 @@ class Asked:
     tasks: tuple[str, ...] = ()
     seed: int = 0
     device: str = "cpu"
+
+    def __post_init__(self) -> None:
+        """Refuse what measures nothing: a window of one token predicts none."""
+        for name, least in (("windows", 1), ("window", 2)):
+            if getattr(self, name) < least:
+                raise SettingError(f"{name}={getattr(self, name)}; use {least} or more")
 
 
 @dataclass(frozen=True)
@@ -76,6 +82,8 @@ def run(
 
     Nothing appears at `output` before the exported model has been found equal to the masked one.
     """
+    check_model(language.model, asked.layout)
+    heal = Heal(asked.heal, steps=asked.heal_steps) if asked.heal else None  # type: ignore[arg-type]
     tasks = harness.find(asked.tasks) if asked.tasks else []
     learnt, measured = texts_of(asked)
     windows = windows_of(language, measured[1], measured[0], asked.windows, asked.window)
@@ -98,9 +106,8 @@ def run(
     plan = method.plan(job)
     torch.nn.Module.to(job.model, asked.device)  # where processes share it while they learn, it was on the host
     stages = [("", job.model)]
-    if asked.heal:
-        healed = Heal(asked.heal, steps=asked.heal_steps)(job, plan)  # type: ignore[arg-type]
-        stages.append((f", healed ({asked.heal}, {asked.heal_steps} steps)", healed))
+    if heal is not None:
+        stages.append((f", healed ({asked.heal}, {asked.heal_steps} steps)", heal(job, plan)))
     if Team.here().rank > 0:
         return Done([], [])
     if save_plan is not None:

@@ -93,6 +93,13 @@ def found(model: nn.Module) -> list[Site]:
     kind = getattr(config, "model_type", type(model).__name__)
     if config is not None:
         _check_is_dense_decoder(config, kind)
+    return read(model)
+
+
+def read(model: nn.Module) -> list[Site]:
+    """As `found`, of a model whose layers are dense still, whatever its configuration says they will be."""
+    config = getattr(model, "config", None)
+    kind = getattr(config, "model_type", type(model).__name__)
     layers = _layers(model, kind)
     sites = [_site(index, layer, config, kind) for index, layer in enumerate(layers)]
     widths = {site.width for site in sites}
@@ -106,6 +113,8 @@ def _check_is_dense_decoder(config: Any, kind: str) -> None:
         count = getattr(config, name, None)
         if isinstance(count, int) and count > 1:
             raise ModelError(f"{kind} is a mixture of {count} experts already; give a dense model")
+    if getattr(config, "tomoe", None) is not None:
+        raise ModelError(f"{kind} is a mixture of experts already (the tomoe layout); give a dense model")
     if getattr(config, "is_encoder_decoder", False):
         raise ModelError(f"{kind} has an encoder; give a causal language model such as Llama, Mistral, Qwen or Phi")
 

@@ -11,6 +11,7 @@ nothing is routed, and the result is the dense architecture with a smaller MLP.
 | Qwen3                  | Qwen3-MoE    |
 """
 
+import copy
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from torch import Tensor
 from thrifty.errors import ModelError, SettingError
 from thrifty.moe.cost import MULTIPLE
 from thrifty.moe.masking import bias_of, experts_of, router_of, source_of
+from thrifty.moe.precision import match
 from thrifty.moe.sites import Site, found
 from thrifty.plan import Plan
 
@@ -30,13 +32,10 @@ def check(plan: Plan, model: Any) -> tuple[int, int]:
     """The (experts, width) of a plan that this layout can hold.
 
     Raises `SettingError` for what it cannot: unequal widths, no multiple of 16, pruned attention, a bias, pre-gating;
-    the tomoe layout holds all of these. Raises `ModelError` where no stock class fits the model.
+    the tomoe layout holds all of these. Raises what `check_model` raises.
     """
+    check_model(model)
     sites = found(model)
-    kind = model.config.model_type
-    if kind not in FAMILIES:
-        known = ", ".join(FAMILIES)
-        raise ModelError(f"no stock mixture of experts fits {kind} (known: {known}); use --layout tomoe")
     whole = [name for name, kept in plan.keep.items() if name.endswith((".qk", ".vo")) and not bool(kept.all())]
     if whole:
         raise SettingError(f"{whole[0]}: stock classes have no thinned attention; use --layout tomoe")
@@ -44,13 +43,21 @@ def check(plan: Plan, model: Any) -> tuple[int, int]:
         raise SettingError("stock classes route in every layer, the plan does once for all; use --layout tomoe")
     if any(bias_of(plan, site) is not None for site in sites):
         raise SettingError("stock classes have no bias after the MLP, which this plan adds; use --layout tomoe")
+    return _shape(plan, sites)
+
+
+def check_model(model: Any) -> None:
+    """Raise `ModelError` where no stock class fits the model, whatever the plan."""
+    sites, kind = found(model), model.config.model_type
+    if kind not in FAMILIES:
+        known = ", ".join(FAMILIES)
+        raise ModelError(f"no stock mixture of experts fits {kind} (known: {known}); use --layout tomoe")
     if any(side.bias is not None for site in sites for side in (site.up, site.down)):
         raise ModelError("the MLPs have biases, which stock classes lack; use --layout tomoe")
     if kind in ("llama", "mistral") and sites[0].attention.q.bias is not None:
         raise ModelError("the attention has biases, which Mixtral lacks; use --layout tomoe")
     if kind == "qwen3" and "sliding_attention" in (getattr(model.config, "layer_types", None) or ()):
         raise ModelError("Qwen3-MoE has one window for all layers, this model one for some; use --layout tomoe")
-    return _shape(plan, sites)
 
 
 def _shape(plan: Plan, sites: list[Site]) -> tuple[int, int]:
@@ -79,7 +86,8 @@ def build(plan: Plan, model: Any) -> Any:
     name = FAMILIES[kind] if count > 1 else type(model).__name__.removesuffix("ForCausalLM")
     config = _config(getattr(transformers, f"{name}Config"), model.config, count, width)
     with no_init_weights():
-        made = getattr(transformers, f"{name}ForCausalLM")(config).to(dtype)
+        made = getattr(transformers, f"{name}ForCausalLM")(config)
+    match(made, model, dtype)
     state = {key: tensor for key, tensor in model.state_dict().items() if ".mlp." not in key}
     for site in sites:
         prefix = f"model.layers.{site.index}.mlp."
@@ -88,6 +96,7 @@ def build(plan: Plan, model: Any) -> Any:
     state |= {key: torch.zeros_like(value) for key, value in made.state_dict().items() if ".mlp.shared_expert" in key}
     made.tie_weights()
     made.load_state_dict(state)
+    made.generation_config = copy.deepcopy(model.generation_config)
     return made.to(sites[0].up.weight.device).eval()
 
 
