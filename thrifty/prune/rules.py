@@ -120,7 +120,7 @@ def matmul(trace: Trace, call: Call) -> Result:
 
 
 def sum_and_product(trace: Trace, call: Call) -> Result:
-    """addmm and baddbmm: stay as they are."""
+    """addmm: stays as it is. (baddbmm is taken apart into its product and its sum.)"""
     return whole(trace, call, math.prod(call.shape) * call.values[1].shape[-1])
 
 
@@ -345,7 +345,6 @@ RULES: dict[str, Rule] = {
     **dict.fromkeys(["conv1d", "conv2d", "conv3d"], convolution),
     **dict.fromkeys(["conv_transpose1d", "conv_transpose2d", "conv_transpose3d"], transposed_convolution),
     **dict.fromkeys(["matmul", "mm", "bmm"], matmul),
-    **dict.fromkeys(["addmm", "baddbmm"], sum_and_product),
     **dict.fromkeys(["layer_norm", "rms_norm"], layer_norm),
     **dict.fromkeys(["add", "sub"], add),
     **dict.fromkeys(["clamp", "hardtanh", "relu6"], clamp),
@@ -354,6 +353,7 @@ RULES: dict[str, Rule] = {
     **dict.fromkeys(_ZERO_LOSING, _pointwise(keeps_zero=False)),
     **dict.fromkeys(["gru", "lstm", "rnn_tanh", "rnn_relu"], unknown),  # else each step of time would be taken apart
     "linear": linear,
+    "addmm": sum_and_product,
     "scaled_dot_product_attention": attention,
     "batch_norm": batch_norm,
     "_native_batch_norm_legit_no_training": batch_norm,
