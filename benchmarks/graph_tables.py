@@ -99,13 +99,16 @@ def ablation(rows: Rows) -> str:
 
 def chosen(rows: Rows) -> str:
     """SGA with settings chosen on validation edges against plain training of the same network."""
-    rows = [row for row in rows if row["part"] == "chosen"]
-    lines = ["| graph (splits) | plain: AUC | chosen: AUC | plain: macro F1 | chosen: macro F1 |"]
-    lines += ["| --- | ---: | ---: | ---: | ---: |"]
+    rows = sorted((row for row in rows if row["part"] == "chosen"), key=lambda row: row["split"])
+    lines = ["| graph (splits) | plain: AUC | chosen: AUC | gain (paired t-test) | plain: macro F1 | chosen |"]
+    lines += ["| --- | ---: | ---: | ---: | ---: | ---: |"]
     for name, title in SETS.items():
         plain, best = ([r for r in rows if (r["set"], r["which"]) == (name, which)] for which in ("plain", "chosen"))
         if best:
             cells = [_spread(part, metric, 4) for metric in ("auc", "f1_macro") for part in (plain, best)]
+            pairs = [[row["auc"] for row in part] for part in (best, plain)]
+            chance = float(stats.ttest_rel(*pairs).pvalue)
+            cells.insert(2, f"{_mean(best, 'auc') - _mean(plain, 'auc'):+.4f} (p = {chance:.2f})")
             lines.append(f"| {title} ({len(plain)}) | {' | '.join(cells)} |")
     return "\n".join(lines)
 
