@@ -244,6 +244,7 @@ def train_one(spec: Spec, arguments: argparse.Namespace) -> None:
         "training": settings.shown(job.training),
         "round_to": job.round_to,
         "residual": job.residual,
+        "shared_gpu": spec.network != "resnet18" and arguments.per_gpu > 1,
         "phases": phases(job.history),
     }
     whole = {"kind": "prune", **row, "provenance": provenance(" ".join(sys.argv), time.perf_counter() - start)}

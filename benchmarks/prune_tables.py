@@ -10,11 +10,13 @@ def prune(rows: Rows) -> str:
     """Every method at every budget beside the unpruned network, the mean over seeds."""
     first = rows[0]
     machine, training = first["provenance"]["machine"], first["training"]
+    where = ", ".join(dict.fromkeys((machine.get("gpu") or machine["cpu"]).split(", ")))
+    sizes = sorted({row["training"]["batch_size"] for row in rows}, reverse=True)
     lines = [
-        f"`benchmarks/prune.py`, {first['images']}, {machine.get('gpu') or machine['cpu']}, batches of "
-        f"{training['batch_size']}, {training['precision']}: accuracy of the *small* network on all "
+        f"`benchmarks/prune.py`, {first['images']}, {where}, batches of "
+        f"{' or '.join(map(str, sizes))}, {training['precision']}: accuracy of the *small* network on all "
         f"{first['test_images']:,} test images after the last epoch, mean ± sd over seeds (n); training time in "
-        "that of the unpruned network; forward pass in float32, small against whole.",
+        "that of the unpruned network, where neither shared its GPU; forward pass in float32, small against whole.",
         "",
         "| network, epochs, recipe | method | FLOPs kept | parameters kept | accuracy | training time | batch 1 "
         "| batch 256 |",
@@ -22,7 +24,7 @@ def prune(rows: Rows) -> str:
     ]
     for key in dict.fromkeys(map(_trained, rows)):
         here = [row for row in rows if _trained(row) == key]
-        whole = [row["seconds"] for row in here if row["method"] == "unpruned"]
+        whole = [row["seconds"] for row in here if row["method"] == "unpruned" and not row.get("shared_gpu")]
         runs = dict.fromkeys(row["run"].rpartition(":")[0] for row in here)
         order = sorted(runs, key=lambda run: (-_of(here, run)[0]["flops_ratio"], -_accuracy(_of(here, run))[0]))
         lines += [_line(key, _of(here, run), whole) for run in order]
@@ -50,7 +52,8 @@ def _line(key: str, rows: Rows, whole: list[float]) -> str:
     _, method, budget, _ = row["run"].split(":")
     limits = [limit for limit in budget.split(",") if "=" in limit and not limit.startswith("flops")]
     method = ", ".join(word.strip() for word in (*method.split(","), *limits))
-    share = f"{statistics.mean(r['seconds'] for r in rows) / statistics.mean(whole):.2f}" if whole else "–"
+    alone = [r["seconds"] for r in rows if not r.get("shared_gpu")]
+    share = f"{statistics.mean(alone) / statistics.mean(whole):.2f}" if whole and alone else "–"
     params = row["params_after"] / row["params_before"]
     told = f"{mean:.2f}" + (f" ± {spread:.2f}" if len(rows) > 1 else "") + f" ({len(rows)})"
     times = [

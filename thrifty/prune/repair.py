@@ -1,6 +1,6 @@
 """The mask that meets a budget: from scores to whole parts, the closest to its limit from below, always the same."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -48,6 +48,7 @@ class _Widths:
     """The groups as widths: of each group the first `count` parts in its own order of importance are kept."""
 
     order: dict[str, Int[Tensor, " size"]]
+    place: dict[str, Int[Tensor, " size"]]  # of each part in its order
     scores: dict[str, Float[Tensor, " size"]]
     steps: dict[str, int]
     lowest: dict[str, int]
@@ -58,16 +59,17 @@ class _Widths:
     ) -> "_Widths":
         plain = {name: scores[name].detach().cpu().double().nan_to_num(0.0, 0.0, 0.0) for name in keep}
         shift = min(0.0, *(float(values.min()) for values in plain.values())) if plain else 0.0
-        order, ranked, steps, lowest = {}, {}, {}, {}
+        order, place, ranked, steps, lowest = {}, {}, {}, {}, {}
         for name, kept in keep.items():
             values = plain[name] - shift
             by_score = values.argsort(descending=True, stable=True)
             is_kept = kept.detach().cpu() > 0
             order[name] = torch.cat([by_score[is_kept[by_score]], by_score[~is_kept[by_score]]])
+            place[name] = order[name].argsort()
             ranked[name] = values[order[name]]
             steps[name] = round_to if isinstance(round_to, int) else round_to.get(name, 1)
             lowest[name] = min(len(values), -(-minimum // steps[name]) * steps[name])
-        return _Widths(order, ranked, steps, lowest)
+        return _Widths(order, place, ranked, steps, lowest)
 
     def rounded(self, keep: Mapping[str, Tensor]) -> dict[str, int]:
         """The widths of `keep`, down to ones that are allowed."""
@@ -80,11 +82,7 @@ class _Widths:
 
     def keep(self, counts: Mapping[str, int]) -> dict[str, Tensor]:
         """0 and 1 for each part."""
-        result = {}
-        for name, count in counts.items():
-            result[name] = torch.zeros(len(self.order[name]))
-            result[name][self.order[name][:count]] = 1.0
-        return result
+        return {name: (self.place[name] < count).float() for name, count in counts.items()}
 
     def marginal(self, counts: Mapping[str, int], budget: Budget) -> dict[str, Tensor]:
         """What each part, in its group's order, adds to the cost at these widths."""
@@ -119,16 +117,12 @@ class _Widths:
 
     def wider(self, counts: Mapping[str, int], budget: Budget) -> dict[str, int] | None:
         """The widths with one unit more, that of the highest score per cost which fits; None where none does."""
-        spent = budget.spent(self.keep(counts))
+        names = [name for name, count in counts.items() if count < len(self.order[name])]
+        candidates = [{**counts, name: self._above(name, counts[name])} for name in names]
+        spent, *costs = self.spent([counts, *candidates], budget)
         best, found = -1.0, None
-        for name, count in counts.items():
-            size = len(self.order[name])
-            if count == size:
-                continue
-            upper = self._above(name, count)
-            candidate = {**counts, name: upper}
-            cost = budget.spent(self.keep(candidate))
-            worth = float(self.scores[name][count:upper].sum()) / max(cost - spent, 1e-12)
+        for name, candidate, cost in zip(names, candidates, costs, strict=True):
+            worth = float(self.scores[name][counts[name] : candidate[name]].sum()) / max(cost - spent, 1e-12)
             if cost <= budget.limit and worth > best:
                 best, found = worth, candidate
         return found
@@ -139,14 +133,23 @@ class _Widths:
         best, found = budget.spent(self.keep(counts)), None
         if budget.limit - best <= _CLOSE * budget.limit:
             return None
-        for loser in (name for name in counts if counts[name] > self.lowest[name]):
-            for winner in (name for name in counts if name != loser and counts[name] < len(self.order[name])):
-                lower, upper = self._below(loser, counts[loser]), self._above(winner, counts[winner])
-                candidate = {**counts, loser: lower, winner: upper}
-                cost = budget.spent(self.keep(candidate))
+        losers = [name for name in counts if counts[name] > self.lowest[name]]
+        winners = [name for name in counts if counts[name] < len(self.order[name])]
+        for loser in losers:
+            less = {**counts, loser: self._below(loser, counts[loser])}
+            candidates = [{**less, name: self._above(name, counts[name])} for name in winners if name != loser]
+            for candidate, cost in zip(candidates, self.spent(candidates, budget), strict=True):
                 if best < cost <= budget.limit:
                     best, found = cost, candidate
         return found
+
+    def spent(self, candidates: Sequence[Mapping[str, int]], budget: Budget) -> list[float]:
+        """What each of the widths costs, all at once: one at a time takes seconds."""
+        if not candidates:
+            return []
+        counts = {name: torch.tensor([one[name] for one in candidates])[:, None] for name in self.order}
+        keeps = {name: (self.place[name] < count).float() for name, count in counts.items()}
+        return torch.vmap(budget.cost)(keeps).tolist()
 
     def _below(self, name: str, count: int) -> int:
         return max(self.lowest[name], (count - 1) // self.steps[name] * self.steps[name])
