@@ -6,6 +6,7 @@ library serves every Python and every torch. It comes with the wheel, or is comp
 (`$THRIFTY_CACHE` chooses another).
 """
 
+import concurrent.futures
 import contextlib
 import ctypes
 import functools
@@ -74,11 +75,14 @@ def compile_library(command: str, sources: Path, to: Path) -> None:
     try:
         to.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=to.parent, prefix=".build-") as folder:
-            objects = []
-            for source in sorted(sources.glob("*.cpp")):
-                objects.append(f"{folder}/{source.stem}.o")
-                _run([command, *_FLAGS, *flags_of.get(source.name, ()), "-c", str(source), "-o", objects[-1]])
-            _run([command, "-shared", "-pthread", *_linking(), *objects, "-o", f"{folder}/{LIBRARY}"])
+            objects = {source: f"{folder}/{source.stem}.o" for source in sorted(sources.glob("*.cpp"))}
+
+            def compiled(source: Path) -> None:
+                _run([command, *_FLAGS, *flags_of.get(source.name, ()), "-c", str(source), "-o", objects[source]])
+
+            with concurrent.futures.ThreadPoolExecutor() as pool:  # a file takes up to ten seconds
+                list(pool.map(compiled, objects))
+            _run([command, "-shared", "-pthread", *_linking(), *objects.values(), "-o", f"{folder}/{LIBRARY}"])
             os.replace(f"{folder}/{LIBRARY}", to)
     except OSError as error:
         raise CompileError(f"cannot write {to}: {error.strerror or error}") from error

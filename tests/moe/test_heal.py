@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from thrifty.errors import SettingError
+from thrifty.errors import ModelError, SettingError
 from thrifty.moe.apply import apply
 from thrifty.moe.evaluate import quality, with_plan
 from thrifty.moe.heal import Heal
@@ -81,3 +81,12 @@ def test_masks_act_on_what_the_changes_read(job: MoeJob, random) -> None:
             before = job.model(ids).logits
     assert torch.allclose(apart, together, atol=1e-3)
     assert not torch.allclose(apart, before, atol=0.1)
+
+
+def test_low_rank_healing_without_its_library_is_refused_before_anything_is_learnt(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ModelError, match=r"needs peft.*pip install"):
+        Heal("lora")
+    Heal("full")

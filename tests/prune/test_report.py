@@ -1,6 +1,17 @@
 """The plots of a report hold what was measured."""
 
-from thrifty.prune.report import curves, widths
+from typing import Any
+
+import pytest
+
+from thrifty.prune.report import curves, report, widths
+
+
+@pytest.mark.parametrize(("difference", "is_suspicious"), [(1e-6, False), (0.5, True), (float("nan"), True)])
+def test_a_small_network_that_is_not_the_masked_one_is_told(difference: float, is_suspicious: bool) -> None:
+    row: dict[str, Any] = {"limits": [], "max_abs_difference": difference, "test_images": 9, "widths": {"a": [1, 2]}}
+    notes = report("", [row], [], [], {}).notes
+    assert any("NOT EQUAL" in note for note in notes) is is_suspicious
 
 
 def test_widths_are_shown_in_the_order_of_the_network() -> None:

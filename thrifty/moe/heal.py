@@ -7,6 +7,7 @@ peft's layers as they act on linears.
 """
 
 import copy
+import importlib.util
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -37,8 +38,10 @@ class Heal:
     rate: float = 0.0
 
     def __post_init__(self) -> None:
-        """Refuse what heals nothing."""
+        """Refuse what heals nothing, and `lora` without peft: better now than after the experts are learnt."""
         settings.check(self)
+        if self.how == "lora" and importlib.util.find_spec("peft") is None:
+            raise ModelError("--heal lora needs peft, which is not here; run: pip install 'thrifty[llm]'")
         for name in ("steps", "rank"):
             if getattr(self, name) < 1:
                 raise SettingError(f"Heal: {name}={getattr(self, name)}; use 1 or more")
@@ -89,12 +92,8 @@ class Heal:
 def _add_changes(student: Any, names: list[str], rank: int, seed: int) -> None:
     """Wrap the linears called `names` in peft's LoRA, W + B A: B is zero, so that the first step sees the
     weights as they were."""
-    try:
-        from peft import LoraConfig, inject_adapter_in_model
-    except ImportError as error:
-        raise ModelError(
-            f"--heal lora needs peft ({error.name} is missing); run: pip install 'thrifty[llm]'"
-        ) from error
+    from peft import LoraConfig, inject_adapter_in_model
+
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=rank, target_modules=names), student)

@@ -34,7 +34,7 @@ def report(
     first = rows[0]
     exact = [f"budget: {one['spent']:,.6g} of {one['limit']:,.6g} {one['unit']} are used" for one in first["limits"]]
     difference = f"the small network equals the masked one up to {first['max_abs_difference']:.1e}"
-    if first["max_abs_difference"] > SUSPICIOUS:
+    if not first["max_abs_difference"] <= SUSPICIOUS:  # also where it is no number
         difference = f"{difference}: THAT IS NOT EQUAL, do not use it, and please report this"
     told = [*exact, difference, f"accuracy on all {first['test_images']:,} test images, after the last epoch", *notes]
     plots = [widths(first["widths"]), *curves(history)]
