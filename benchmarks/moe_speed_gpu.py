@@ -5,10 +5,10 @@ so that no cache holds a layer's weights, everything as CUDA graphs. Contenders:
 up, silu, product, down), `dense fused` (gate and up as one product, silu and product as one kernel), `packed` (the
 tomoe layout, as the product runs it: each weight is stored once) and `copies` (matrices of each expert, as the product
 runs the standard layout and long prompts of tomoe with copies). `attention` is what is left of a block without its
-MLP: no MLP can make a block faster than that. Each expert has its share of channels by chance, independent of the
-others: the least that experts can have in common. `blocks` are whole blocks, `mlp` the MLPs alone with their routers.
-Ratios are to the faster dense one. `error` is that of the MLP's output in bfloat16 against the masked dense MLP in
-float32.
+MLP, compiled by PyTorch: no MLP can make a block faster than that. Each expert has its share of channels by chance,
+independent of the others: the least that experts can have in common. `blocks` are whole blocks, `mlp` the MLPs alone
+with their routers. Ratios are to the faster dense one. `error` is that of the MLP's output in bfloat16 against the
+masked dense MLP in float32.
 """
 
 import argparse
@@ -32,22 +32,40 @@ class Attention:
         heads = HEADS + 2 * KV_HEADS
         self.qkv, self.o = weight(heads * HEAD_DIM, WIDTH), weight(WIDTH, HEADS * HEAD_DIM)
         self.norms = [torch.ones(WIDTH, device=DEVICE, dtype=torch.bfloat16) for _ in range(2)]
-        self.cos, self.sin = (torch.randn(new, HEAD_DIM, device=DEVICE, dtype=torch.bfloat16) for _ in range(2))
+        self.turn = [torch.randn(new, HEAD_DIM, device=DEVICE, dtype=torch.bfloat16) for _ in range(2)]
         shape = (rows, KV_HEADS, CACHED, HEAD_DIM)
         self.cache = [torch.randn(shape, device=DEVICE, dtype=torch.bfloat16) for _ in range(2)] if new == 1 else None
 
-    def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        rows, new, _ = x.shape
-        heads = linear(rms_norm(x, (WIDTH,), self.norms[0]), self.qkv).view(rows, new, -1, HEAD_DIM).transpose(1, 2)
-        turned, v = heads.split((HEADS + KV_HEADS, KV_HEADS), 1)
-        turned = torch.addcmul(turned * self.cos, turned.roll(HEAD_DIM // 2, -1), self.sin)
-        q, k = turned.split((HEADS, KV_HEADS), 1)
-        if self.cache is not None:
-            for cached, fresh in zip(self.cache, (k, v), strict=True):
-                cached[:, :, -1:] = fresh
-            k, v = self.cache
-        mixed = scaled_dot_product_attention(q, k, v, is_causal=self.cache is None, enable_gqa=True)
-        return linear(mixed.transpose(1, 2).reshape(rows, new, -1), self.o)
+    def __call__(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The sum that goes on, and what the MLP reads."""
+        return compiled(x, self.qkv, self.o, self.norms, self.turn, self.cache)
+
+
+def attended(
+    x: torch.Tensor,
+    qkv: torch.Tensor,
+    o: torch.Tensor,
+    norms: list[torch.Tensor],
+    turn: list[torch.Tensor],
+    cache: list[torch.Tensor] | None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    rows, new, _ = x.shape
+    heads = linear(rms_norm(x, (WIDTH,), norms[0]), qkv).view(rows, new, -1, HEAD_DIM).transpose(1, 2)
+    turned, v = heads.split((HEADS + KV_HEADS, KV_HEADS), 1)
+    turned = torch.addcmul(turned * turn[0], turned.roll(HEAD_DIM // 2, -1), turn[1])
+    q, k = turned.split((HEADS, KV_HEADS), 1)
+    if cache is not None:
+        for cached, fresh in zip(cache, (k, v), strict=True):
+            cached[:, :, -1:] = fresh
+        k, v = cache
+    mixed = scaled_dot_product_attention(q, k, v, is_causal=cache is None, enable_gqa=True)
+    x = x + linear(mixed.transpose(1, 2).reshape(rows, new, -1), o)
+    return x, rms_norm(x, (WIDTH,), norms[1])
+
+
+compiled = torch.compile(attended, dynamic=False)
+"""What is around the MLP as fast as PyTorch makes it, for all contenders alike: the slower it is, the less any MLP can
+change."""
 
 
 def weight(*shape: int) -> torch.Tensor:
@@ -178,14 +196,15 @@ def error_of(found: torch.Tensor, wanted: torch.Tensor) -> float:
 
 def measure(layers: list[Layer], rows: int, new: int, rounds: int) -> list[dict]:
     """Blocks and MLPs alone of `rows` sequences with `new` tokens each, every contender, and attention alone."""
+    torch.compiler.reset()  # it stops compiling after some shapes
     x = torch.randn(rows, new, WIDTH, device=DEVICE, dtype=torch.bfloat16)
     attention = [Attention(rows, new) for _ in layers]
     calls, contenders = {}, forms(layers[0].copies is not None)
 
     def without(x: torch.Tensor) -> None:
         for attend in attention:
-            x = x + attend(x)
-            x = x + rms_norm(x, (WIDTH,), attend.norms[1])
+            x, normed = attend(x)
+            x = x + normed
 
     calls["attention", "blocks"] = captured(without, x)
     for name, run in contenders.items():
@@ -196,8 +215,8 @@ def measure(layers: list[Layer], rows: int, new: int, rounds: int) -> list[dict]
 
         def blocks(x: torch.Tensor, run=run) -> None:
             for layer, attend in zip(layers, attention, strict=True):
-                x = x + attend(x)
-                x = x + run(layer, rms_norm(x, (WIDTH,), attend.norms[1]).view(-1, WIDTH)).view(x.shape)
+                x, normed = attend(x)
+                x = x + run(layer, normed.view(-1, WIDTH)).view(x.shape)
 
         try:
             calls[name, "mlp"], calls[name, "blocks"] = captured(mlps, x), captured(blocks, x)
