@@ -17,11 +17,13 @@ from collections.abc import Iterator
 
 import torch
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import linear, rms_norm, scaled_dot_product_attention, silu
 
 WIDTH, CHANNELS, HEADS, KV_HEADS, HEAD_DIM = 4096, 14336, 32, 8, 128
 LAYERS, CACHED = 4, 512
 DEVICE = "cuda"
+BACKENDS = [SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION, SDPBackend.MATH]  # the fastest first
 MOST_COPIED = 16  # with more experts their copies do not fit beside the rest
 
 
@@ -255,7 +257,8 @@ def on_gpu(asked: argparse.Namespace) -> Iterator[dict]:
     parts(layers, next(iter(asked.prefill), 4096))
     for rows, new in [*((1, new) for new in asked.prefill), *((rows, 1) for rows in asked.batches)]:
         print(f"\n{rows} rows of {new} new tokens, {about['machine']}, {LAYERS} layers; a layer:")
-        lines = measure(layers, rows, new, asked.rounds)
+        with sdpa_kernel(BACKENDS, set_priority=True):
+            lines = measure(layers, rows, new, asked.rounds)
         print(f"  attention    {lines[0]['attention_us']:27.1f} us of each block, whatever its MLP")
         for line in lines:
             yield about | line
