@@ -1,5 +1,10 @@
-"""Passkey retrieval: a number hidden in filler text, asked for at the end (Mohtashami and Jaggi, 2023)."""
+"""Passkey retrieval: a number hidden in filler text, asked for at the end (Mohtashami and Jaggi, 2023).
 
+The prompt goes on to where the answer's digits begin. What a model would rather say before them is no matter of memory:
+asked right after 4,000 tokens that hold the number, SmolLM2 with the plain cache is 0.02 logits from "the pass key".
+"""
+
+import itertools
 import random
 from dataclasses import dataclass
 
@@ -36,7 +41,7 @@ def make(language: LanguageModel, tokens: int, depth: float, seed: int) -> Passk
     """A prompt of at most `tokens` tokens. Raises `SettingError` where the question alone is longer."""
     key = str(random.Random(seed).randint(10000, 99999))
     filler = language.encode(_FILLER)
-    opening, question = language.encode(_OPENING), language.encode(_QUESTION)
+    opening, question = language.encode(_OPENING), language.encode(_QUESTION) + _before_digits(language, key)
     needle = language.encode(_NEEDLE.format(key=key))
     least = len(opening) + len(needle) + len(question)
     if tokens < least:
@@ -45,6 +50,12 @@ def make(language: LanguageModel, tokens: int, depth: float, seed: int) -> Passk
     before = round(repeats * depth)
     ids = opening + filler * before + needle + filler * (repeats - before) + question
     return Passkey(ids, key, depth)
+
+
+def _before_digits(language: LanguageModel, key: str) -> list[int]:
+    """The tokens of the answer before its first digit, such as a space; none where that is one token with the digit."""
+    answer = language.encode(f" {key}")
+    return list(itertools.takewhile(lambda token: key[0] not in language.tokenizer.decode([token]), answer))
 
 
 @torch.inference_mode()
@@ -56,7 +67,7 @@ def is_found(language: LanguageModel, test: Passkey, cache: Cache, chunk: int) -
     for start in range(0, test.num_tokens, chunk):
         logits = model(ids[:, start : start + chunk], past_key_values=cache, use_cache=True, logits_to_keep=1).logits
     answer: list[int] = []
-    for _ in range(len(language.encode(f" {test.key}")) + 1):
+    for _ in range(len(language.encode(f" {test.key}"))):
         answer.append(int(logits[0, -1].argmax()))
         logits = model(torch.tensor([[answer[-1]]], device=model.device), past_key_values=cache).logits
     return language.tokenizer.decode(answer).strip().startswith(test.key)
