@@ -149,6 +149,14 @@ def test_several_limits_are_told_before_and_after(thrifty, tmp_path: Path) -> No
     assert all(one["spent"] <= one["limit"] < one["whole"] for one in limits)
 
 
+@pytest.mark.parametrize(("round_to", "is_told"), [(8, True), (1, False)])
+def test_coarse_steps_that_leave_little_to_choose_are_told(thrifty, round_to: int, is_told: bool) -> None:
+    words = (*SHORT, "--keep", "50%", "--method", "uniform", "-o", "out", "--round-to", round_to)
+    status, _, error = thrifty("resnet8", *words)
+    assert status == 0, error
+    assert ("leaves more to choose" in error) is is_told
+
+
 def test_a_folder_that_is_in_use_is_left_alone(thrifty, tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "thesis.txt").write_text("mine")

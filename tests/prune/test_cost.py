@@ -12,7 +12,7 @@ from zoo import ZOO
 
 from thrifty.errors import SettingError
 from thrifty.prune.apply import smaller
-from thrifty.prune.cost import Cost, budget_of, least, steps_of
+from thrifty.prune.cost import Cost, budget_of, least, steps_of, taken_by_rounding
 from thrifty.prune.coupling import coupling_of
 from thrifty.prune.job import best
 from thrifty.prune.models import resnet8
@@ -208,3 +208,14 @@ def test_an_impossible_budget_is_refused_with_the_reachable_minimum_and_residual
     with pytest.raises(SettingError, match=r"cannot go below [\d,]+ FLOPs, \d+\.\d% of its 12,501,632"):
         budget_of("flops=5%", coupling)
     assert budget_of("flops=5%", coupling, residual=True).limit == pytest.approx(0.05 * 12_501_632)
+
+
+def test_what_coarse_steps_take_of_a_budget_is_told():
+    coupling = captured("resnet8")[2]
+    groups = coupling.prunable()
+    shares = [taken_by_rounding(budget_of("60%", coupling, round_to=step), groups, step) for step in (1, 4, 8)]
+    assert shares[0] == 0
+    assert 0 < shares[1] < shares[2]
+    assert shares[2] > 0.4  # 8 of the 16 channels of its first stage are half of what that costs
+    tighter = taken_by_rounding(budget_of("params=30%,flops=60%", coupling, round_to=4), groups, 4)
+    assert tighter >= shares[1]

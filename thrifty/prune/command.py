@@ -133,7 +133,7 @@ def _job(model: str, training: Any, output: Path, resume: bool, options: dict[st
 
 def _told(model: str, job: "PruneJob") -> str:
     """What can go, and how far, before anything is trained."""
-    from thrifty.prune.cost import least
+    from thrifty.prune.cost import least, taken_by_rounding
 
     floor = least(job.groups, job.round_to)
     limits = "; ".join(
@@ -143,7 +143,15 @@ def _told(model: str, job: "PruneJob") -> str:
     parts = sum(group.size for group in job.groups)
     told = [f"{model}: {parts:,} channels in {len(job.groups)} groups may go; {limits}"]
     told += [f"  {group.name} stays whole: {group.reason}" for group in job.coupling.frozen]
+    if (taken := taken_by_rounding(job.budget, job.groups, job.round_to)) > _MUCH_TAKEN:
+        told.append(
+            f"  multiples of {job.round_to} in every layer alone take {taken:.0%} of the budget, whatever is learnt; "
+            f"--round-to {max(1, job.round_to // 4)} leaves more to choose"
+        )
     return "\n".join(told)
+
+
+_MUCH_TAKEN = 0.25
 
 
 def _finish(

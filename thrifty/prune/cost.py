@@ -98,6 +98,13 @@ def steps_of(groups: Sequence[Group], round_to: int) -> dict[str, int]:
     return found
 
 
+def taken_by_rounding(budget: Budget, groups: Sequence[Group], round_to: int) -> float:
+    """The share of the tightest limit that the smallest widths cost more than with steps of one channel: where it is
+    large, hardly any choice is left."""
+    rounded, finest = least(groups, round_to), least(groups)
+    return max((one.spent(rounded) - one.spent(finest)) / one.limit for one in budget.each)
+
+
 def budget_of(
     text: str,
     coupling: Coupling,
