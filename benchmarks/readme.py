@@ -81,6 +81,23 @@ PRESETS["hack 4/4 + both, no sums"] = "finest"
 """Their names in the results."""
 
 
+def chunk(rows: list[dict[str, Any]]) -> str:
+    """Attention of several new tokens on a CPU, in milliseconds."""
+    first = rows[0]
+    news = list(dict.fromkeys(row["new"] for row in rows))
+    lines = [
+        f"`{first['provenance']['command']}`, {first['threads']} thread, {first['provenance']['machine']['cpu']} "
+        f"({first['variant']}): milliseconds of one layer's attention of new tokens on {first['past']:,} earlier ones.",
+        "",
+        f"| cache | {' | '.join(f'{new} new tokens' for new in news)} |",
+        f"| --- |{' ---: |' * len(news)}",
+    ]
+    for name in dict.fromkeys(row["contender"] for row in rows):
+        cells = [f"{row['ms']:.1f}" for row in rows if row["contender"] == name]
+        lines.append(f"| {f'`{name}`' if ' ' not in name else name} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def named(label: str) -> str:
     """A preset by its name."""
     return f"**`{PRESETS[label]}`** ({label.split()[1]})" if label in PRESETS else label
@@ -214,6 +231,7 @@ TABLES = {
         "kv_passkeys.jsonl": passkeys,
         "kv_cpu.jsonl": speed,
         "kv_cpu_avx2.jsonl": speed,
+        "kv_chunk.jsonl": chunk,
         "kv_gpu.jsonl": gpu,
         "kv_generate.jsonl": generate,
     },

@@ -116,6 +116,39 @@ def test_kernel_equals_reference_at_all_lengths(variant: str, tokens: int, sinks
     check(Hack(sinks=sinks), *sample(tokens=tokens, heads=heads, shared=2))
 
 
+@pytest.mark.parametrize("rotation", ["none", "all"])
+@pytest.mark.parametrize(("past", "new"), [(0, 5), (70, 2), (333, 7), (333, 200), (1100, 64)])
+@pytest.mark.parametrize("shared", [1, 3])
+def test_kernel_equals_reference_for_several_new_tokens(
+    variant: str, shared: int, past: int, new: int, rotation: str
+) -> None:
+    codec = Hack(k_bits=4, v_bits=2, rotation=rotation)
+    _, k, v = sample(rows=2, shared=shared, tokens=past + new)
+    q = torch.randn(2, 2 * shared, new, 64)
+    held = encode(codec, k[:, :, :past], v[:, :, :past]) if past else Blocks.empty(k, v, torch.bfloat16)
+    blocks = held.append(k[:, :, past:], v[:, :, past:], codec)
+    if not past:  # the first are sinks, so that not all new tokens are in the open block
+        assert native_kernel.attend(q, blocks, 4, 2, 64, 0.125) is None
+        return
+    turned = (rotation == "all",) * 2
+    query = codec._turn(q, "k")
+    found = native_kernel.attend(query, blocks, 4, 2, 64, 0.125, turned)
+    assert found is not None
+    assert error(codec._turn(found, "v"), replace(codec, kernel="reference").attend(q, blocks, 0.125)) < 3e-3
+
+
+def test_no_query_of_the_kernel_sees_a_later_token(variant: str) -> None:
+    codec = Hack()
+    _, k, v = sample(tokens=340)
+    q = torch.randn(1, 6, 9, 64)
+    held = encode(codec, k[:, :, :331], v[:, :, :331])
+    seen = codec.attend(q, held.append(k[:, :, 331:], v[:, :, 331:], codec), 0.125)
+    v[:, :, 337:] += 100
+    changed = codec.attend(q, held.append(k[:, :, 331:], v[:, :, 331:], codec), 0.125)
+    assert torch.equal(seen[:, :, :6], changed[:, :, :6])
+    assert not torch.allclose(seen[:, :, 6:], changed[:, :, 6:])
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
 @pytest.mark.parametrize("stored", ["float16", "bfloat16"])
 def test_kernel_takes_all_float_types(variant: str, stored: str, dtype: torch.dtype) -> None:
@@ -207,7 +240,7 @@ def test_variants_agree(monkeypatch: pytest.MonkeyPatch) -> None:
     assert all(error(other, found[0]) < 1e-3 for other in found[1:])
 
 
-def test_codec_calls_the_kernel_for_one_new_token_only(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_codec_calls_the_kernel_unless_told_not_to(monkeypatch: pytest.MonkeyPatch) -> None:
     codec, (q, k, v) = Hack(), sample()
     blocks = encode(codec, k, v)
     fast = codec.attend(q, blocks, 0.125)
@@ -218,7 +251,8 @@ def test_codec_calls_the_kernel_for_one_new_token_only(monkeypatch: pytest.Monke
     assert error(fast, slow) < 2e-3
     monkeypatch.delenv("THRIFTY_NATIVE")
     assert torch.equal(slow, Hack(kernel="reference").attend(q, blocks, 0.125))
-    assert native_kernel.attend(q.repeat(1, 1, 2, 1), blocks, 2, 2, 64, 0.125) is None
+    more = blocks.k.open.shape[2] + 1  # queries than open tokens
+    assert native_kernel.attend(q.repeat(1, 1, more, 1), blocks, 2, 2, 64, 0.125) is None
     assert native_kernel.attend(q.requires_grad_(), blocks, 2, 2, 64, 0.125) is None
 
 

@@ -18,7 +18,7 @@ from thrifty import native_build
 from thrifty.kv.blocks import Blocks, Side
 
 SOURCES = Path(__file__).parent / "native"
-VERSION = 2
+VERSION = 3
 VARIANTS = native_build.VARIANTS
 MAX_DIM, MAX_GROUPS, MAX_TOKENS = 256, 16, 128
 _TYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
@@ -32,8 +32,8 @@ class _Side(ctypes.Structure):
     _fields_ = (*((name, _View) for name in ("sinks", "codes", "scale", "low", "open")), ("bits", ctypes.c_int64))
 
 
-_COUNTS = ("rows", "kv_heads", "shared", "dim", "blocks", "tokens", "group", "sinks", "open", "turned_k", "turned_v")
-_COUNTS += ("type", "threads")
+_COUNTS = ("rows", "kv_heads", "shared", "dim", "blocks", "tokens", "group", "sinks", "open", "queries")
+_COUNTS += ("turned_k", "turned_v", "type", "threads")
 
 
 class _Call(ctypes.Structure):
@@ -66,23 +66,23 @@ def attend(
     scale: float,
     turned: tuple[bool, bool] = (False, False),
 ) -> Float[Tensor, "rows q_heads queries d"] | None:
-    """Attention of the newest token on `blocks`: keys coded per channel and block, values per token and `group`
-    channels. Where keys or values are `turned`, their codes are in rotated channels (`thrifty.kv.rotation`), and so is
-    `q` or the result; sinks and open block are not. None where the kernel cannot do it: no library, several queries,
-    another device, unusual shapes."""
+    """Causal attention of the newest `queries` tokens on `blocks`: keys coded per channel and block, values per token
+    and `group` channels. Where keys or values are `turned`, their codes are in rotated channels
+    (`thrifty.kv.rotation`), and so is `q` or the result; sinks and open block are not. None where the kernel cannot do
+    it: no library, several queries that are not all in the open block, another device, unusual shapes."""
     name = variant() if _suits(q, blocks, group) else None
     library = _library() if name else None
     if name is None or library is None:
         return None
-    rows, heads, _, dim = q.shape
+    rows, heads, queries, dim = q.shape
     closed, kv_heads = blocks.k.closed, blocks.k.open.shape[1]
-    query, out = q.float().contiguous(), torch.empty(q.shape, dtype=torch.float32)
+    query, out = q.float().contiguous(), torch.empty(q.shape, dtype=torch.float32)  # each head's queries side by side
     sides = [side if _is_plain(side) else side.each(Tensor.contiguous) for side in (blocks.k, blocks.v)]
     units, unit = (closed["codes"].shape[2], closed.unit) if closed else (0, 32)
     call = _Call(
         *(_side(side, bits) for side, bits in zip(sides, (k_bits, v_bits), strict=True)),
-        *(query.data_ptr(), out.data_ptr(), rows, kv_heads, heads // kv_heads, dim, units, unit, group),
-        *(blocks.k.sinks.shape[2], blocks.k.open.shape[2], *turned),
+        *(query.data_ptr(), out.data_ptr(), rows, kv_heads, heads // kv_heads * queries, dim),
+        *(units, unit, group, blocks.k.sinks.shape[2], blocks.k.open.shape[2], queries, *turned),
         *(_TYPES[blocks.k.open.dtype], torch.get_num_threads()),
         scale,
     )
@@ -95,7 +95,7 @@ def _suits(q: Tensor, blocks: Blocks, group: int) -> bool:
     coded = k.closed if k.closed and v.closed else None
     tensors = [side.closed[name] for side in (k, v) if side.closed for name in ("scale", "low")]
     return (
-        q.shape[2] == 1
+        (q.shape[2] == 1 or q.shape[2] <= k.open.shape[2])
         and q.device.type == k.open.device.type == "cpu"
         and not (q.requires_grad and torch.is_grad_enabled())
         and q.dtype in _TYPES

@@ -38,7 +38,7 @@ class Hack:
     published; `exact` leaves them in float32. `summation_elimination=False` stores no sums and adds the codes up at
     each call. `None` stands for what the layout was published with, but for `weights`: 8-bit weights of layout atc
     are `consistent` (see `thrifty.kv.consistent`) unless `published` is asked for, whose error grows with the length.
-    For these, one new token on a CPU is computed by the kernel in C++ where it can run; on a GPU kernels in Triton take
+    For these, new tokens on a CPU go through the kernel in C++ where it can run; on a GPU kernels in Triton take
     one new token or a whole chunk, with queries and weights in 16 bits whatever `qp_bits` says, unless `kernel` is
     `reference`. The error of a restored value is at most half a scale
     (one scale when stochastic) plus the rounding of low and scale to `dtype`.

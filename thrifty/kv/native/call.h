@@ -5,7 +5,7 @@
 
 namespace thrifty {
 
-constexpr int32_t kVersion = 2;
+constexpr int32_t kVersion = 3;
 constexpr int kMaxHeads = 4;  // query heads treated together
 constexpr int kMaxDim = 256;
 constexpr int kMaxGroups = 16;
@@ -31,6 +31,8 @@ struct Call {
   int64_t rows, kv_heads, shared, dim;
   int64_t blocks, tokens, group;  // closed blocks, tokens of a block, channels of a value's group
   int64_t sinks, open;
+  int64_t queries;  // the newest tokens, all of them in the open block: query head h is that of number h % queries, and
+                    // sees no later one
   int64_t turned_k, turned_v;  // 1 where codes, `q` and `out` are in channels after the Hadamard rotation; sinks and
                                // open block never are
   int64_t type;  // of sinks, open, scale and low

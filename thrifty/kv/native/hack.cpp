@@ -105,6 +105,7 @@ EXPORT int32_t thrifty_attend(const Call* call, const char* name, Parallel paral
   if (!variant) return 1;
   if (call->dim > kMaxDim || call->dim % 16 || call->group % 16 || call->dim % call->group ||
       call->dim / call->group > kMaxGroups || 
+      call->queries < 1 || call->shared % call->queries || (call->queries > 1 && call->open < call->queries) ||
       (call->tokens != 32 && call->tokens != 64 && call->tokens != 128))
     return 2;
   int64_t span = span_of(*call), spans = (call->blocks + span - 1) / span + 1;

@@ -264,11 +264,13 @@ struct Plain {
     for (int64_t c = 0; c < dim; ++c) place[c] = static_cast<int32_t>(place_of(bits, c));
   }
 
-  // Sinks or open block: logits of `count` tokens, then their weighted sum; everything in float32.
+  // Sinks or open block: logits of `count` tokens, the first `seen[h]` of which head h sees, then their weighted sum;
+  // everything in float32.
   template <class V>
-  static void attend_dense(const Call& call, int heads, const uint8_t* k, const uint8_t* v, int64_t count, Work& work) {
+  static void attend_dense(const Call& call, int heads, const uint8_t* k, const uint8_t* v, int64_t count,
+                           const int64_t* seen, Work& work) {
     alignas(64) float row[kMaxDim], score[kMaxHeads][kMaxTokens];
-    int64_t bytes = call.dim * element_bytes(call);
+    int64_t bytes = call.dim * element_bytes(call), here[kMaxHeads];
     for (int64_t done = 0; done < count; done += kMaxTokens) {
       int64_t size = count - done < kMaxTokens ? count - done : kMaxTokens;
       for (int64_t t = 0; t < size; ++t) {
@@ -281,13 +283,15 @@ struct Plain {
         }
       }
       for (int h = 0; h < heads; ++h) {
-        raise_top(call, h, highest(score[h], size), work);
-        for (int64_t t = 0; t < size; ++t) score[h][t] = exp2_of(score[h][t] - work.top[h]);
-        for (int64_t t = 0; t < size; ++t) work.total[h][0][0] += score[h][t];
+        here[h] = seen[h] - done < 0 ? 0 : seen[h] - done < size ? seen[h] - done : size;
+        raise_top(call, h, highest(score[h], here[h]), work);
+        for (int64_t t = 0; t < here[h]; ++t) score[h][t] = exp2_of(score[h][t] - work.top[h]);
+        for (int64_t t = 0; t < here[h]; ++t) work.total[h][0][0] += score[h][t];
       }
       for (int64_t t = 0; t < size; ++t) {
         V::widen(v + (done + t) * bytes, call.type, call.dim, row);
         for (int h = 0; h < heads; ++h) {
+          if (t >= here[h]) continue;
           float weight = score[h][t];
           for (int64_t c = 0; c < call.dim; ++c) work.mixed[h][c] += weight * row[c];
         }
@@ -385,8 +389,15 @@ void dense_unit(const Call& call, int64_t row, int64_t head, float* partial) {
     begin(call, row, head, start, heads, work);
     if (call.turned_k)
       for (int h = 0; h < heads; ++h) rotate(work.query[h], call.dim);
-    V::template attend_dense<V>(call, heads, at(call.k.sinks, row, head), at(call.v.sinks, row, head), call.sinks, work);
-    V::template attend_dense<V>(call, heads, at(call.k.open, row, head), at(call.v.open, row, head), call.open, work);
+    int64_t all[kMaxHeads], own[kMaxHeads];
+    for (int h = 0; h < heads; ++h) {
+      all[h] = call.sinks;
+      own[h] = call.open - (call.queries - 1 - (start + h) % call.queries);
+    }
+    V::template attend_dense<V>(call, heads, at(call.k.sinks, row, head), at(call.v.sinks, row, head), call.sinks, all,
+                                work);
+    V::template attend_dense<V>(call, heads, at(call.k.open, row, head), at(call.v.open, row, head), call.open, own,
+                                work);
     for (int h = 0; h < heads; ++h) {
       float* to = partial + (start + h) * (kHeader + call.dim);
       to[0] = work.top[h];
