@@ -5,7 +5,16 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from thrifty.kv.quantise import pack, position_noise, quantise, quantise_operand, quantise_unbiased, unpack
+from thrifty.kv.quantise import (
+    _moments,
+    _moments_of_codes,
+    pack,
+    position_noise,
+    quantise,
+    quantise_operand,
+    quantise_unbiased,
+    unpack,
+)
 
 WIDTHS = (1, 2, 3, 4, 5, 6, 7, 8)
 
@@ -191,3 +200,11 @@ def test_an_unbiased_fit_of_normal_values_errs_less_than_their_range() -> None:
 def test_an_unbiased_fit_restores_a_constant_group() -> None:
     codes, scale, low = quantise_unbiased(torch.full((2, 64), 1.5), 2, -1, torch.bfloat16)
     assert torch.equal(codes * scale + low, torch.full((2, 64), 1.5))
+
+
+@pytest.mark.parametrize("count", [1, 64, 256, 1000])
+def test_moments_of_codes_are_exact_at_every_length(count: int) -> None:
+    codes = torch.full((3, count), 255.0)
+    codes[0] = torch.randint(256, (count,)).float()
+    codes[1, ::2] = 254
+    assert all(torch.equal(one, other) for one, other in zip(_moments_of_codes(codes), _moments(codes), strict=True))

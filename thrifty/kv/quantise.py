@@ -45,21 +45,24 @@ def quantise_unbiased(x: Tensor, bits: int, dim: int, dtype: torch.dtype) -> tup
     """
     levels = 2**bits - 1
     x = x.float().movedim(dim, -1)
-    low, high = x.amin(-1, keepdim=True), x.amax(-1, keepdim=True)
+    low, reach = x.amin(-1, keepdim=True), x.amax(-1, keepdim=True)
+    reach, above = reach - low, x - low
     mean, variance = _moments(x)
-    codes, best = torch.zeros_like(x), torch.full_like(mean, -1)
+    best, chosen = torch.full_like(mean, -1), torch.zeros_like(mean, dtype=torch.int64)
     code_mean, covariance = torch.zeros_like(mean), torch.zeros_like(mean)
-    for shrink in SHRINKS:
-        step = ((high - low) * ((1 - shrink) / levels)).clamp_min(torch.finfo(torch.float32).tiny)
-        tried = ((x - low - (high - low) * (shrink / 2)) / step).round_().clamp_(0, levels)
-        tried_mean, tried_variance = _moments(tried)
+    factors, offsets = ([(1 - shrink) / levels for shrink in SHRINKS], [shrink / 2 for shrink in SHRINKS])
+    for number, (factor, offset) in enumerate(zip(factors, offsets, strict=True)):
+        tried = _nearest(above, reach, factor, offset, levels)
+        tried_mean, tried_variance = _moments_of_codes(tried)
         together = (x * tried).mean(-1, keepdim=True, dtype=torch.float64) - mean * tried_mean
         correlation = together.square() / tried_variance.clamp_min(1e-9)
         is_better = correlation > best
         best = torch.where(is_better, correlation, best)
-        codes = torch.where(is_better, tried, codes)
+        chosen = torch.where(is_better, number, chosen)
         code_mean = torch.where(is_better, tried_mean, code_mean)
         covariance = torch.where(is_better, together, covariance)
+    factor, offset = (torch.tensor(one, device=x.device)[chosen] for one in (factors, offsets))
+    codes = _nearest(above, reach, factor, offset, levels)
     scale = torch.where(covariance > 0, variance / covariance, torch.zeros_like(mean)).to(dtype)
     scale = torch.where(scale == 0, torch.ones_like(scale), scale)
     low = (mean - scale.double() * code_mean).to(dtype)
@@ -67,11 +70,26 @@ def quantise_unbiased(x: Tensor, bits: int, dim: int, dtype: torch.dtype) -> tup
     return codes, scale, low
 
 
+def _nearest(above: Tensor, reach: Tensor, factor: Tensor | float, offset: Tensor | float, levels: int) -> Tensor:
+    """The codes of values that lie `above` the low of their group, with a step of `factor` times its `reach`."""
+    step = (reach * factor).clamp_min(torch.finfo(torch.float32).tiny)
+    return (above - reach * offset).div_(step).round_().clamp_(0, levels)
+
+
 def _moments(x: Float[Tensor, "*_ values"]) -> tuple[Float[Tensor, "*_ 1"], Float[Tensor, "*_ 1"]]:
     """Mean and variance in float64, so that the order of the sum, which depends on the shape, changes no code."""
     x = x.double()
     mean = x.mean(-1, keepdim=True)
     return mean, (x.square().mean(-1, keepdim=True) - mean.square()).clamp_min(0)
+
+
+def _moments_of_codes(codes: Float[Tensor, "*_ values"]) -> tuple[Float[Tensor, "*_ 1"], Float[Tensor, "*_ 1"]]:
+    """As `_moments` for whole numbers up to 255, of which float32 adds 256 squares exactly."""
+    count = codes.shape[-1]
+    if count > 256:
+        return _moments(codes)
+    mean = codes.sum(-1, keepdim=True).double() / count
+    return mean, ((codes * codes).sum(-1, keepdim=True).double() / count - mean.square()).clamp_min(0)
 
 
 def quantise_operand(x: Float[Tensor, "..."], dim: int) -> tuple[Tensor, Tensor, Tensor]:
