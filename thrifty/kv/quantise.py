@@ -48,20 +48,19 @@ def quantise_unbiased(x: Tensor, bits: int, dim: int, dtype: torch.dtype) -> tup
     low, reach = x.amin(-1, keepdim=True), x.amax(-1, keepdim=True)
     reach, above = reach - low, x - low
     mean, variance = _moments(x)
-    best, chosen = torch.full_like(mean, -1), torch.zeros_like(mean, dtype=torch.int64)
-    code_mean, covariance = torch.zeros_like(mean), torch.zeros_like(mean)
-    factors, offsets = ([(1 - shrink) / levels for shrink in SHRINKS], [shrink / 2 for shrink in SHRINKS])
-    for number, (factor, offset) in enumerate(zip(factors, offsets, strict=True)):
-        tried = _nearest(above, reach, factor, offset, levels)
+    best, code_mean, covariance = torch.full_like(mean, -1), torch.zeros_like(mean), torch.zeros_like(mean)
+    factor, offset = torch.zeros_like(reach), torch.zeros_like(reach)
+    for shrink in SHRINKS:
+        tried = _nearest(above, reach, (1 - shrink) / levels, shrink / 2, levels)
         tried_mean, tried_variance = _moments_of_codes(tried)
         together = (x * tried).mean(-1, keepdim=True, dtype=torch.float64) - mean * tried_mean
         correlation = together.square() / tried_variance.clamp_min(1e-9)
         is_better = correlation > best
         best = torch.where(is_better, correlation, best)
-        chosen = torch.where(is_better, number, chosen)
+        factor = torch.where(is_better, (1 - shrink) / levels, factor)
+        offset = torch.where(is_better, shrink / 2, offset)
         code_mean = torch.where(is_better, tried_mean, code_mean)
         covariance = torch.where(is_better, together, covariance)
-    factor, offset = (torch.tensor(one, device=x.device)[chosen] for one in (factors, offsets))
     codes = _nearest(above, reach, factor, offset, levels)
     scale = torch.where(covariance > 0, variance / covariance, torch.zeros_like(mean)).to(dtype)
     scale = torch.where(scale == 0, torch.ones_like(scale), scale)
