@@ -142,3 +142,8 @@ def test_rows_are_shown_with_their_lines(tmp_path: Path) -> None:
     path.write_text("source,target,sign\na,b,1\nb,c,?\n")
     assert load(path, Columns()).shown([1]) == {1: "line 3: 'b,c,?'"}
     assert load(FRAME, Columns()).shown([1]) == {1: "row 2: '2, 3, -1'"}
+
+
+def test_nodes_of_networkx_that_are_true_or_false_are_named_so() -> None:
+    graph = networkx.DiGraph([(True, 2, {"sign": 1}), (2, False, {"sign": -1})])
+    assert load(graph, Columns()).frame["source"].to_list() == ["True", "2"]

@@ -165,3 +165,12 @@ def test_the_order_of_rows_changes_nothing_where_the_policy_does_not_ask(rows: l
     shuffled = list(rows)
     random.shuffle(shuffled)
     assert told(rows) == told(shuffled)
+
+
+@pytest.mark.parametrize("other", [2**64, 2**70])
+def test_a_node_of_networkx_that_is_no_number_of_64_bits_keeps_its_name(other: int) -> None:
+    graph = networkx.DiGraph([(node, node + 1, {"sign": 1}) for node in range(2, 60)])
+    graph.add_edge(other, 2, sign=-1)
+    reading = read(graph)
+    assert reading.graph.num_edges == reading.counts["rows"] == 59
+    assert (str(other), "2", -1) in edges(reading.graph)

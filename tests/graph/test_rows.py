@@ -81,3 +81,13 @@ def test_a_time_that_cannot_be_read_is_told() -> None:
 @pytest.mark.parametrize(("num", "told"), [(0, "0 rows"), (1, "1 row"), (1234, "1,234 rows")])
 def test_counts_are_told_in_words(num: int, told: str) -> None:
     assert counted(num) == told
+
+
+def test_a_few_whole_numbers_beyond_64_bits_lose_no_row() -> None:
+    ids = [*map(str, range(1, 40)), str(2**64)]
+    one = table(source=ids, target=["0"] * 40, sign=[1] * 40)
+    rows = parse(one, Policies())
+    assert not rows.num_bad
+    assert rows.source.to_list() == ids
+    assert rows.notes == ["ids are taken for texts: 1 whole number among them exceed 64 bits"]
+    assert parse(one, Policies(ids="numbers")).num_bad == {"source exceeds 64 bits": 1}

@@ -164,6 +164,11 @@ def _named(frame: pl.LazyFrame, origin: str, columns: Columns, needs_sign: bool)
     return EdgeTable(table, origin, list(found.notes))
 
 
+def _is_number(node: Any) -> bool:
+    """Whether a node is a whole number of 64 bits; others are named by their texts."""
+    return isinstance(node, int | np.integer) and not isinstance(node, bool) and -(2**63) <= int(node) < 2**63
+
+
 def _of_tensors(data: Any, needs_sign: bool) -> pl.LazyFrame:
     """The edges of PyG `Data`: `edge_index`, and `edge_sign`, `edge_attr` (its first column), or `edge_weight`."""
     ends = data.edge_index
@@ -200,11 +205,11 @@ def _of_networkx(graph: Any, columns: Columns, needs_sign: bool) -> EdgeTable:
         raise DataError(f"edges of the NetworkX graph have an attribute {clash.pop()!r}; rename it")
     ends = [[edge[side] for edge in edges] for side in (0, 1)]
     nodes = {node for side in ends for node in side}
-    is_numbered = all(isinstance(node, int | np.integer) for node in nodes)
+    is_numbered = all(_is_number(node) for node in nodes)
     if not is_numbered and len({str(node) for node in nodes}) < len(nodes):
         same = next(text for text, num in Counter(map(str, nodes)).items() if num > 1)
         raise DataError(f"several nodes of the NetworkX graph are written {same!r}; give each a name of its own")
-    sides = [pl.Series([node if is_numbered else str(node) for node in side]) for side in ends]
+    sides = [pl.Series([int(node) if is_numbered else str(node) for node in side]) for side in ends]
     parts = {"source": sides[0], "target": sides[1]}
     for name in names:
         parts[name] = column_of(np.array([attributes.get(name) for _, _, attributes in edges], dtype=object))
