@@ -18,6 +18,8 @@ def test_signs_are_numbers_or_words() -> None:
 def test_times_are_seconds_or_dates() -> None:
     texts = pl.Series(["1407470400.5", "2014-08-08", "2014-08-08 04:00:00", "2014-08-08T04:00:00Z", "soon"])
     assert time_of(texts).to_list() == [1407470400.5, 1407456000, 1407470400, 1407470400, None]
+    zones = pl.Series(["2014-08-08T06:00:00+02:00", "2014-08-08 04:00:00.5+00", "2014-08-07 23:00:00-0500"])
+    assert time_of(zones).to_list() == [1407470400, 1407470400.5, 1407470400]
     moments = texts[1:2].str.to_datetime("%Y-%m-%d")
     assert time_of(moments).to_list() == [1407456000]
 

@@ -117,8 +117,9 @@ def time_of(column: pl.Series) -> pl.Series:
         values = number_of(column)
         if values.null_count() > column.null_count():
             texts = column.str.strip_chars()
-            for form in ("%Y-%m-%dT%H:%M:%S%.f", "%Y-%m-%d %H:%M:%S%.f", "%Y-%m-%d %H:%M", "%Y-%m-%d"):
-                moments = texts.str.strip_suffix("Z").str.to_datetime(form, strict=False, time_unit="us")
+            texts = texts.str.strip_suffix("Z").str.replace(r"^(\d{4}-\d\d-\d\d)T", "$1 ")
+            for form in ("%Y-%m-%d %H:%M:%S%.f", "%Y-%m-%d %H:%M:%S%.f%#z", "%Y-%m-%d %H:%M", "%Y-%m-%d"):
+                moments = texts.str.to_datetime(form, strict=False, time_unit="us")
                 values = values.fill_null(moments.cast(pl.Int64) / 1e6)
         return values
     if column.dtype.is_temporal():
