@@ -136,6 +136,7 @@ def test_nodes_of_networkx_with_numbers_of_more_than_64_bits_are_kept() -> None:
 def test_odd_signs_can_be_left_out(tmp_path: Path) -> None:
     reading = read_lines(tmp_path, HEADER + "a,b,1\nb,c,7\n", Policies(odd_signs="drop"))
     assert reading.counts["odd_signs"] == 1
+    assert "odd signs: 1 row left out (line 3: 'b,c,7')" in reading.notes
     assert adds_up(reading)
 
 
