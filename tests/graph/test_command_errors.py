@@ -81,7 +81,7 @@ def test_an_unusable_file_is_one_clear_line(refused, edges: str, words: tuple[st
     ("words", "told"),
     [
         ("fit positive.csv -o model", "all 60 edges are positive"),
-        ("evaluate positive.csv", "48 positive and 0 negative edges to learn from; both signs are needed"),
+        ("evaluate positive.csv", "all 60 edges are positive"),
         ("augment positive.csv -o new.csv", "all 60 edges are positive"),
         ("evaluate few.csv", "both signs are needed"),
         ("fit trust.csv", "Missing option '-o'"),
