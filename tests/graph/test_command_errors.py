@@ -81,7 +81,7 @@ def test_an_unusable_file_is_one_clear_line(refused, edges: str, words: tuple[st
     ("words", "told"),
     [
         ("fit positive.csv -o model", "all 60 edges are positive"),
-        ("evaluate positive.csv", "48 positive and 0 negative edges to learn from; both signs are needed"),
+        ("evaluate positive.csv", "all 60 edges are positive"),
         ("augment positive.csv -o new.csv", "all 60 edges are positive"),
         ("evaluate few.csv", "both signs are needed"),
         ("fit trust.csv", "Missing option '-o'"),
@@ -129,6 +129,8 @@ def test_an_unusable_file_is_one_clear_line(refused, edges: str, words: tuple[st
         ("balance trust.csv pairs.csv -o out --shards 0", "'--shards': 0 is not in the range x>=1"),
         ("balance trust.csv pairs.csv -o out --workers 0", "'--workers': 0 is not in the range x>=1"),
         ("predict other.safetensors pairs.csv -o a.csv --workers -3", "'--workers': -3 is not in the range x>=1"),
+        ("predict other.safetensors pairs.csv -o a.csv --workers 2", "a folder of Parquet, and pairs.csv is none"),
+        ("balance trust.csv shards -o out --shards 2", "--shards 2 cuts a file, and shards is a folder"),
         ("audit other.safetensors --most 0", "'--most': 0 is not in the range x>=1"),
         ("balance trust.csv pairs.csv -o shards", "shards already holds files"),
         ("fit trust.csv -o model --json trust.csv", "trust.csv is there already and is no result that --json wrote"),

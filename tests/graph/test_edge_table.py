@@ -142,3 +142,33 @@ def test_rows_are_shown_with_their_lines(tmp_path: Path) -> None:
     path.write_text("source,target,sign\na,b,1\nb,c,?\n")
     assert load(path, Columns()).shown([1]) == {1: "line 3: 'b,c,?'"}
     assert load(FRAME, Columns()).shown([1]) == {1: "row 2: '2, 3, -1'"}
+
+
+def test_nodes_of_networkx_that_are_true_or_false_are_named_so() -> None:
+    graph = networkx.DiGraph([(True, 2, {"sign": 1}), (2, False, {"sign": -1})])
+    assert load(graph, Columns()).frame["source"].to_list() == ["True", "2"]
+
+
+@pytest.mark.parametrize("other", [np.ones(2), [1, 2], {"a": 1}, torch.ones(2)])
+def test_attributes_of_networkx_that_are_no_values_are_in_nobodys_way(other: object) -> None:
+    graph = networkx.DiGraph([("a", "b", {"sign": 1, "features": other}), ("b", "c", {"sign": -1})])
+    assert load(graph, Columns()).frame["sign"].to_list() == [1, -1]
+    graph.add_edge("c", "a", sign=other)
+    assert load(graph, Columns()).frame.height == 3  # the reader tells of the row that has no readable sign
+
+
+@pytest.mark.parametrize("kind", [torch.bfloat16, torch.float16, torch.int8])
+def test_data_of_pyg_holds_signs_of_any_kind_of_number(kind: torch.dtype) -> None:
+    signs = torch.tensor([1, -1], dtype=kind)
+    data = Data(edge_index=torch.tensor([[0, 1], [1, 2]]), edge_sign=signs)
+    assert load(data, Columns()).frame["sign"].to_list() == [1, -1]
+
+
+def test_data_of_pyg_says_which_column_of_edge_attr_is_taken() -> None:
+    ends = torch.tensor([[0, 1], [1, 2]])
+    table = load(Data(edge_index=ends, edge_attr=torch.tensor([[5.0, 9], [-3, 9]])), Columns())
+    assert table.frame["rating"].to_list() == [5, -3]
+    assert table.notes == ["edge_attr has 2 columns: the first is taken"]
+    for nothing in (torch.zeros(2, 0), torch.tensor(1.0)):
+        with pytest.raises(DataError, match=r"has no signs|2 edges and 1 values"):
+            load(Data(edge_index=ends, edge_attr=nothing), Columns())

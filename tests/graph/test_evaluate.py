@@ -166,6 +166,11 @@ def test_entries_of_one_label_keep_their_runs_apart(planted: SignedGraph) -> Non
     assert 0.5 not in [run["threshold"] for run in rows[0]["runs"]]
 
 
+def test_seeds_begin_where_they_are_asked_to(graph: SignedGraph) -> None:
+    (row,) = evaluate(graph, [Entry(TRIADS)], splits(graph, "random", 1), num_seeds=2, first_seed=7)
+    assert [run["seed"] for run in row["runs"]] == [7, 8]
+
+
 def test_no_seeds_are_refused(graph: SignedGraph) -> None:
     with pytest.raises(SettingError, match="0 seeds were asked for"):
         evaluate(graph, [Entry(TRIADS)], splits(graph, "random", 1), num_seeds=0)

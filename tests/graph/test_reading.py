@@ -136,6 +136,7 @@ def test_nodes_of_networkx_with_numbers_of_more_than_64_bits_are_kept() -> None:
 def test_odd_signs_can_be_left_out(tmp_path: Path) -> None:
     reading = read_lines(tmp_path, HEADER + "a,b,1\nb,c,7\n", Policies(odd_signs="drop"))
     assert reading.counts["odd_signs"] == 1
+    assert "odd signs: 1 row left out (line 3: 'b,c,7')" in reading.notes
     assert adds_up(reading)
 
 
@@ -165,3 +166,12 @@ def test_the_order_of_rows_changes_nothing_where_the_policy_does_not_ask(rows: l
     shuffled = list(rows)
     random.shuffle(shuffled)
     assert told(rows) == told(shuffled)
+
+
+@pytest.mark.parametrize("other", [2**64, 2**70])
+def test_a_node_of_networkx_that_is_no_number_of_64_bits_keeps_its_name(other: int) -> None:
+    graph = networkx.DiGraph([(node, node + 1, {"sign": 1}) for node in range(2, 60)])
+    graph.add_edge(other, 2, sign=-1)
+    reading = read(graph)
+    assert reading.graph.num_edges == reading.counts["rows"] == 59
+    assert (str(other), "2", -1) in edges(reading.graph)

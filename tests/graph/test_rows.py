@@ -18,6 +18,8 @@ def test_signs_are_numbers_or_words() -> None:
 def test_times_are_seconds_or_dates() -> None:
     texts = pl.Series(["1407470400.5", "2014-08-08", "2014-08-08 04:00:00", "2014-08-08T04:00:00Z", "soon"])
     assert time_of(texts).to_list() == [1407470400.5, 1407456000, 1407470400, 1407470400, None]
+    zones = pl.Series(["2014-08-08T06:00:00+02:00", "2014-08-08 04:00:00.5+00", "2014-08-07 23:00:00-0500"])
+    assert time_of(zones).to_list() == [1407470400, 1407470400.5, 1407470400]
     moments = texts[1:2].str.to_datetime("%Y-%m-%d")
     assert time_of(moments).to_list() == [1407456000]
 
@@ -81,3 +83,13 @@ def test_a_time_that_cannot_be_read_is_told() -> None:
 @pytest.mark.parametrize(("num", "told"), [(0, "0 rows"), (1, "1 row"), (1234, "1,234 rows")])
 def test_counts_are_told_in_words(num: int, told: str) -> None:
     assert counted(num) == told
+
+
+def test_a_few_whole_numbers_beyond_64_bits_lose_no_row() -> None:
+    ids = [*map(str, range(1, 40)), str(2**64)]
+    one = table(source=ids, target=["0"] * 40, sign=[1] * 40)
+    rows = parse(one, Policies())
+    assert not rows.num_bad
+    assert rows.source.to_list() == ids
+    assert rows.notes == ["ids are taken for texts: 1 whole number among them exceed 64 bits"]
+    assert parse(one, Policies(ids="numbers")).num_bad == {"source exceeds 64 bits": 1}

@@ -104,7 +104,9 @@ def test_what_cannot_be_split_says_so() -> None:
         splits(replace(GRAPH, time=None), "temporal")
     with pytest.raises(DataError, match="at least two times; found 1"):
         splits(replace(GRAPH, time=np.ones(GRAPH.num_edges)), "temporal")
-    with pytest.raises(DataError, match="both signs are needed"):
+    with pytest.raises(DataError, match="all 10 edges are positive"):
         splits(positive, "random")
+    with pytest.raises(DataError, match="both signs are needed"):
+        splits(replace(positive, sign=np.where(np.arange(10) < 9, 1, -1).astype(np.int8)), "random")
     with pytest.raises(DataError, match="in both parts"):
         Split("x", np.array([True]), np.array([True]), "")

@@ -132,6 +132,8 @@ def predict(
         row = {"pairs": done.num_pairs, "predicted": done.num_pairs - done.num_unknown, "shards": done.num_done}
         notes = [f"{done.num_done} shards done now, {done.num_skipped} were done already; null for an unknown node"]
     else:
+        if workers > 1:
+            raise SettingError(f"--workers {workers}: they share a folder of Parquet, and {pairs} is none")
         check_output(output, overwrite)
         one = SignModel.load(model)
         asked = read_pairs(pairs, one.graph.names, Columns(source=options["source"], target=options["target"]))
@@ -166,6 +168,7 @@ def balance(
     **options: Any,
 ) -> None:
     """Count the triangles that each of PAIRS would close in EDGES: balanced were it positive, were it negative."""
+    from thrifty.errors import SettingError
     from thrifty.files import check_folder
     from thrifty.graph.scale import balance_shards
     from thrifty.graph.shards import shard
@@ -173,6 +176,8 @@ def balance(
 
     start = time.perf_counter()
     console.check_outputs(json_file, None, overwrite)
+    if shards is not None and pairs.is_dir():
+        raise SettingError(f"--shards {shards} cuts a file, and {pairs} is a folder: its files are the shards")
     read, notes = _read(edges, options), []
     if not pairs.is_dir():
         check_folder(output, overwrite)
@@ -346,7 +351,7 @@ def _evaluated(read: "Reading", entries: "list[Entry]", options: dict[str, Any],
     from thrifty.report import provenance
 
     found = splits(read.graph, options["split"], options["num_splits"], options["seed"], read.origin)
-    rows = evaluation.evaluate(read.graph, entries, found, options["seeds"], track)
+    rows = evaluation.evaluate(read.graph, entries, found, options["seeds"], track, options["seed"])
     notes = [*dict.fromkeys(split.note for split in found), *read.notes]
     origin = provenance(console.command(), time.perf_counter() - start)
     return evaluation.report(f"Signs of {read.origin}", [row | {"origin": read.origin} for row in rows], notes, origin)

@@ -51,7 +51,7 @@ def load(origin: Any, columns: Columns, needs_sign: bool = True) -> EdgeTable:
         parts = {str(name): _of_pandas(origin[name]) for name in origin.columns}
         return _named(pl.LazyFrame(parts), "the table", columns, needs_sign)
     if hasattr(origin, "edge_index"):
-        return _named(_of_tensors(origin, needs_sign), "the Data", columns, needs_sign)
+        return _of_tensors(origin, columns, needs_sign)
     if hasattr(origin, "edges") and hasattr(origin, "is_directed"):
         return _of_networkx(origin, columns, needs_sign)
     raise DataError(
@@ -61,13 +61,27 @@ def load(origin: Any, columns: Columns, needs_sign: bool = True) -> EdgeTable:
 
 
 def column_of(values: np.ndarray) -> pl.Series:
-    """An array as a column; objects are texts where one of them is, and None or NaN is nothing."""
+    """An array as a column; objects are texts where one of them is, and None or NaN is nothing.
+
+    Objects that are no values of a column, such as arrays beside numbers or dictionaries, are texts as well.
+    """
     if values.dtype != object:
         return pl.Series(values)
-    known = [None if value is None or value != value else value for value in values.tolist()]
+    known = [None if _is_missing(value) else value for value in values.tolist()]
+    texts = pl.Series([None if value is None else str(value) for value in known], dtype=pl.String)
     if any(isinstance(value, str) for value in known):
-        return pl.Series([None if value is None else str(value) for value in known], dtype=pl.String)
-    return pl.Series(known, strict=False)
+        return texts
+    try:
+        column = pl.Series(known, strict=False)
+    except (TypeError, ValueError, pl.exceptions.PolarsError):
+        return texts
+    return texts if column.dtype in (pl.Object, pl.Struct) else column
+
+
+def _is_missing(value: Any) -> bool:
+    """Whether a value is None or NaN; an array is compared item by item, and is none."""
+    differs = value != value
+    return value is None or (isinstance(differs, bool | np.bool_) and bool(differs))
 
 
 def _of_pandas(column: Any) -> pl.Series:
@@ -164,21 +178,35 @@ def _named(frame: pl.LazyFrame, origin: str, columns: Columns, needs_sign: bool)
     return EdgeTable(table, origin, list(found.notes))
 
 
-def _of_tensors(data: Any, needs_sign: bool) -> pl.LazyFrame:
+def _is_number(node: Any) -> bool:
+    """Whether a node is a whole number of 64 bits; others are named by their texts."""
+    return isinstance(node, int | np.integer) and not isinstance(node, bool) and -(2**63) <= int(node) < 2**63
+
+
+def _of_tensors(data: Any, columns: Columns, needs_sign: bool) -> EdgeTable:
     """The edges of PyG `Data`: `edge_index`, and `edge_sign`, `edge_attr` (its first column), or `edge_weight`."""
+    import torch
+
     ends = data.edge_index
     if ends is None or ends.ndim != 2 or len(ends) != 2:
         found = "no edge_index" if ends is None else f"an edge_index of shape {list(ends.shape)}"
         raise DataError(f"the Data has {found}; give it one of shape [2, edges]")
     source, target = np.asarray(ends.cpu())
     parts = {"source": source, "target": target}
+    notes = []
     names = {"edge_sign": "sign", "edge_label": "sign", "edge_attr": "rating", "edge_weight": "weight"}
     for name, what in {**names, "edge_time": "time", "time": "time", "t": "time"}.items():
         value = getattr(data, name, None)
         if value is None or what in parts:
             continue
-        values = np.asarray(value.detach().cpu())
-        values = values[:, 0] if values.ndim == 2 else values
+        values = torch.as_tensor(value).detach().cpu()
+        values = np.atleast_1d(values.double() if values.is_floating_point() else values)  # numpy lacks bfloat16
+        if values.ndim == 2:
+            if not values.shape[1]:
+                continue
+            if values.shape[1] > 1:
+                notes.append(f"{name} has {values.shape[1]} columns: the first is taken")
+            values = values[:, 0]
         if len(values) != len(source):
             raise DataError(f"the Data has {len(source):,} edges and {len(values):,} values in {name}; give as many")
         if what == "rating" and np.isin(values, (-1, 0, 1)).all():
@@ -186,7 +214,8 @@ def _of_tensors(data: Any, needs_sign: bool) -> pl.LazyFrame:
         parts.setdefault(what, values)
     if needs_sign and not {"sign", "rating", "weight"} & set(parts):
         raise DataError("the Data has no signs; give it edge_sign or edge_attr with +1 and -1, or ratings")
-    return pl.LazyFrame(parts)
+    table = _named(pl.LazyFrame(parts), "the Data", columns, needs_sign)
+    return EdgeTable(table.frame, table.origin, notes + table.notes)
 
 
 def _of_networkx(graph: Any, columns: Columns, needs_sign: bool) -> EdgeTable:
@@ -200,14 +229,15 @@ def _of_networkx(graph: Any, columns: Columns, needs_sign: bool) -> EdgeTable:
         raise DataError(f"edges of the NetworkX graph have an attribute {clash.pop()!r}; rename it")
     ends = [[edge[side] for edge in edges] for side in (0, 1)]
     nodes = {node for side in ends for node in side}
-    is_numbered = all(isinstance(node, int | np.integer) for node in nodes)
+    is_numbered = all(_is_number(node) for node in nodes)
     if not is_numbered and len({str(node) for node in nodes}) < len(nodes):
         same = next(text for text, num in Counter(map(str, nodes)).items() if num > 1)
         raise DataError(f"several nodes of the NetworkX graph are written {same!r}; give each a name of its own")
-    sides = [pl.Series([node if is_numbered else str(node) for node in side]) for side in ends]
+    sides = [pl.Series([int(node) if is_numbered else str(node) for node in side]) for side in ends]
     parts = {"source": sides[0], "target": sides[1]}
     for name in names:
-        parts[name] = column_of(np.array([attributes.get(name) for _, _, attributes in edges], dtype=object))
+        told = (attributes.get(name) for _, _, attributes in edges)
+        parts[name] = column_of(np.fromiter(told, dtype=object, count=len(edges)))
     frame = pl.DataFrame(parts)
     notes = []
     if not graph.is_directed():

@@ -71,16 +71,23 @@ class Entry:
 
 
 def evaluate(
-    graph: SignedGraph, entries: list[Entry], found: list[Split], num_seeds: int = 1, track: Track = silent
+    graph: SignedGraph,
+    entries: list[Entry],
+    found: list[Split],
+    num_seeds: int = 1,
+    track: Track = silent,
+    first_seed: int = 0,
 ) -> list[dict[str, Any]]:
     """One row for each entry: the mean of every metric over splits and seeds, the standard deviation as NAME_sd, the
-    same on slices of the test edges, the runs one by one, and a reliability curve over all of them.
+    same on slices of the test edges, the runs one by one, and a reliability curve over all of them. Scorers have the
+    `num_seeds` seeds from `first_seed` on.
 
     Raises `SettingError` for no seeds, and what `Entry.model` raises.
     """
     if num_seeds < 1:
         raise SettingError(f"{num_seeds} seeds were asked for; use 1 or more")
-    turns = [(place, split, seed) for place in range(len(entries)) for split in found for seed in range(num_seeds)]
+    seeds = range(first_seed, first_seed + num_seeds)
+    turns = [(place, split, seed) for place in range(len(entries)) for split in found for seed in seeds]
     runs: list[list[dict[str, Any]]] = [[] for _ in entries]
     for place, split, seed in track(turns, "evaluating", len(turns)):
         runs[place].append(_run(graph, entries[place], split, seed))

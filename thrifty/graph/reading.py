@@ -12,7 +12,7 @@ from thrifty.errors import DataError
 from thrifty.graph.columns import Columns
 from thrifty.graph.edge_table import EdgeTable, load
 from thrifty.graph.policies import Policies, once_each
-from thrifty.graph.rows import BLANK, Rows, counted, parse
+from thrifty.graph.rows import BLANK, NUM_EXAMPLES, Rows, counted, parse
 from thrifty.graph.signed import SignedGraph, pair_key
 
 PHRASES = {
@@ -183,7 +183,14 @@ def _settle(
     if policy == "drop":
         counts[what] = num
     is_taken = f"taken for {policy}" if policy != "drop" else "left out"
-    notes.append(f"{what.replace('_', ' ')}: {counted(num)} {is_taken}")
+    notes.append(f"{what.replace('_', ' ')}: {counted(num)} {is_taken}{_first_of(table, rows, which)}")
+
+
+def _first_of(table: EdgeTable, rows: Rows, which: Bool[np.ndarray, " rows"]) -> str:
+    """The first rows of a kind, in brackets."""
+    places = rows.place.filter(pl.Series(which)).head(NUM_EXAMPLES).to_list()
+    shown = table.shown(places)
+    return f" ({'; '.join(shown[place] for place in places if place in shown)})"
 
 
 def _rule(conflicts: str) -> str:

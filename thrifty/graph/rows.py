@@ -23,6 +23,9 @@ WORDS = {
 MOSTLY = 0.95
 """Ids are whole numbers where at least this share of the rows says so."""
 
+WHOLE = "^-?[1-9][0-9]*$"
+"""A whole number without leading zeros, however large."""
+
 NUM_EXAMPLES = 3
 BLANK = "blank lines"
 """A kind of row that is left out, and is not held against the file."""
@@ -114,8 +117,9 @@ def time_of(column: pl.Series) -> pl.Series:
         values = number_of(column)
         if values.null_count() > column.null_count():
             texts = column.str.strip_chars()
-            for form in ("%Y-%m-%dT%H:%M:%S%.f", "%Y-%m-%d %H:%M:%S%.f", "%Y-%m-%d %H:%M", "%Y-%m-%d"):
-                moments = texts.str.strip_suffix("Z").str.to_datetime(form, strict=False, time_unit="us")
+            texts = texts.str.strip_suffix("Z").str.replace(r"^(\d{4}-\d\d-\d\d)T", "$1 ")
+            for form in ("%Y-%m-%d %H:%M:%S%.f", "%Y-%m-%d %H:%M:%S%.f%#z", "%Y-%m-%d %H:%M", "%Y-%m-%d"):
+                moments = texts.str.to_datetime(form, strict=False, time_unit="us")
                 values = values.fill_null(moments.cast(pl.Int64) / 1e6)
         return values
     if column.dtype.is_temporal():
@@ -161,10 +165,21 @@ def _of_one_kind(sides: dict[str, pl.Series], policies: Policies) -> tuple[dict[
         return whole, []
     if not num_whole or num_whole < MOSTLY * num_rows:
         return {name: side.cast(pl.String) for name, side in sides.items()}, []
+    if num_large := sum(int(_is_large(sides[name], whole[name]).sum()) for name in sides):
+        texts = {name: side.cast(pl.String) for name, side in sides.items()}
+        return texts, [f"ids are taken for texts: {counted(num_large, 'whole number')} among them exceed 64 bits"]
     return whole, [
         f"ids are taken for whole numbers, as {num_whole / num_rows:.1%} of the rows have them; "
         f"{counted(num_rows - num_whole)} without are bad (ids=texts keeps every id as a text)"
     ]
+
+
+def _is_large(told: pl.Series, whole: pl.Series) -> pl.Series:
+    """Which ids are whole numbers that do not fit into 64 bits; `whole` is what `whole_numbers` made of them."""
+    is_lost = whole.is_null() & told.is_not_null()
+    if told.dtype != pl.String or not is_lost.any():
+        return is_lost
+    return is_lost.scatter(is_lost.arg_true(), told.filter(is_lost).str.contains(WHOLE))
 
 
 def _num_filled(sides: dict[str, pl.Series]) -> int:
@@ -181,7 +196,9 @@ def _reasons(frame: pl.DataFrame, parsed: pl.DataFrame, value: pl.Series, told: 
     for side in ("source", "target"):
         column = frame[side]
         if parsed[side].null_count():
-            kinds[f"no {side}"] = tidy(column).is_null()
+            told_id = tidy(column)
+            kinds[f"no {side}"] = told_id.is_null()
+            kinds[f"{side} exceeds 64 bits"] = _is_large(told_id, parsed[side])
             kinds[f"{side} is no whole number"] = parsed[side].is_null()
         if column.dtype == pl.String and parsed[side].dtype == pl.String:
             kinds[f"{side} is not UTF-8"] = parsed[side].str.contains("\ufffd", literal=True).fill_null(False)

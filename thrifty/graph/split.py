@@ -10,7 +10,7 @@ from thrifty import data
 from thrifty.errors import DataError, SettingError
 from thrifty.graph.known import NAMES
 from thrifty.graph.pairs import node_numbers
-from thrifty.graph.signed import SignedGraph, pair_key
+from thrifty.graph.signed import SignedGraph, need_both_signs, pair_key
 
 HOW = "random, sga (all five official splits), sga:1 to sga:5, temporal, cold"
 TEST_SHARE = 0.2
@@ -48,6 +48,7 @@ def splits(graph: SignedGraph, how: str, num: int = 5, seed: int = 0, origin: st
     kind, _, number = how.partition(":")
     if num < 1:
         raise SettingError(f"{num} splits were asked for; ask for one or more")
+    need_both_signs(graph)
     if kind == "sga" and (not number or number in map(str, range(1, NUM_OFFICIAL + 1))):
         found = official_splits(graph, origin, [int(number)] if number else list(range(1, NUM_OFFICIAL + 1)))
     elif how == "random":
