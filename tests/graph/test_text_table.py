@@ -35,7 +35,7 @@ def test_remarks_are_passed_over_where_the_file_begins_with_one(tmp_path: Path) 
     table = read_text(written(tmp_path, "x.txt", b"# one\n# two\n1\t2\t1\n2\t3\t-1\n"))
     assert table.header is None
     assert table.frame.height == 2
-    assert table.notes == ["2 lines that begin with # are remarks"]
+    assert table.notes == ["remarks, which begin with #: 2"]
     assert table.lines_of([1]) == {1: (4, "2\t3\t-1")}
 
 

@@ -90,7 +90,7 @@ def read_text(path: Path) -> TextTable:
         notes.append('a quotation mark is not closed in its line: all " are taken for letters')
     if comment:
         remarks = content.count(b"\n" + comment) + content.startswith(comment)
-        notes.append(f"{remarks:,} lines that begin with {comment.decode()} are remarks")
+        notes.append(f"remarks, which begin with {comment.decode()}: {remarks:,}")
     has_long_rows = trusted and b'"' in content and _has_breaks(frame)
     first_row = 0
     if header:
