@@ -1,8 +1,7 @@
 """Passkey retrieval: a number hidden in filler text, asked for at the end (Mohtashami and Jaggi, 2023).
 
 The prompt goes on to where the answer's digits begin. What a model would rather say before them is no matter of memory:
-asked right after 4,000 tokens that hold the number, SmolLM2 with the plain cache was 0.3 logits from "the pass key" for
-one number that was tried, and 0.02 for another.
+asked right after the number, SmolLM2 with the plain cache may itself be undecided between it and "the pass key".
 """
 
 import itertools

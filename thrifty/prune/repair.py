@@ -80,8 +80,8 @@ class _Widths:
             counts[name] = max(self.lowest[name], whole)
         return counts
 
-    def keep(self, counts: Mapping[str, int]) -> dict[str, Tensor]:
-        """0 and 1 for each part."""
+    def keep(self, counts: Mapping[str, int | Tensor]) -> dict[str, Tensor]:
+        """0 and 1 for each part; for counts [n, 1] n rows of them."""
         return {name: (self.place[name] < count).float() for name, count in counts.items()}
 
     def marginal(self, counts: Mapping[str, int], budget: Budget) -> dict[str, Tensor]:
@@ -144,12 +144,11 @@ class _Widths:
         return found
 
     def spent(self, candidates: Sequence[Mapping[str, int]], budget: Budget) -> list[float]:
-        """What each of the widths costs, all at once: one at a time takes seconds."""
+        """What each of the widths costs, all at once: there are many, and each alone is hardly any work."""
         if not candidates:
             return []
         counts = {name: torch.tensor([one[name] for one in candidates])[:, None] for name in self.order}
-        keeps = {name: (self.place[name] < count).float() for name, count in counts.items()}
-        return torch.vmap(budget.cost)(keeps).tolist()
+        return torch.vmap(budget.cost)(self.keep(counts)).tolist()
 
     def _below(self, name: str, count: int) -> int:
         return max(self.lowest[name], (count - 1) // self.steps[name] * self.steps[name])
